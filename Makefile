@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0
+# The front door: "make help". The work is done in scripts/ and in the lab.
+
+export BUILD ?= $(CURDIR)/build
+export CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/balloon
+export JOBS ?= $(shell nproc)
+
+lab := tools/testing/selftests/balloon/qemu
+lab-run = PATH=/usr/bin:$$PATH python3 $(lab)
+
+.PHONY: help demo check bench shell artifacts tree export series mails steps \
+	kunit kselftest qtest sparse coccicheck checkpatch htmldocs lint clean deps
+
+help:
+	@echo 'See it'
+	@echo '  demo        build all, boot a guest, inflate and deflate it both ways, compare   (cold ~20 min, warm 1 min)'
+	@echo '  shell       a shell in a booted guest, its balloon driven from another terminal'
+	@echo '  bench       the measurements: a table, JSON and a plot in the build folder       (~60 min; ARGS=--quick)'
+	@echo 'Test it'
+	@echo '  check       every test                                                           (warm ~15 min)'
+	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
+	@echo '  kunit       the KUnit suites, in the debug guest'
+	@echo '  qtest       the device by itself, without a guest'
+	@echo '  sparse coccicheck checkpatch lint   the static checks of the kernel and of QEMU'
+	@echo '  htmldocs    the kernel documentation, ours with warnings as errors'
+	@echo 'Work on it'
+	@echo '  tree        unpack both sources, apply the series, link our files into them'
+	@echo '  artifacts   print the paths of the built kernel, modules and QEMU'
+	@echo '  export      write the commits of the trees back to patches/ and qemu/patches/'
+	@echo '  series      check both series: claims, git am, identical export; lines changed per file'
+	@echo '  steps       build every step of the Linux series by itself                       (~8 min)'
+	@echo '  mails       both series as complete mails, in the build folder'
+	@echo '  clean       remove the build folder; the cache of finished builds stays'
+	@echo
+	@echo 'BUILD=$(BUILD)'
+	@echo 'CACHE=$(CACHE)'
+	@echo 'JOBS=$(JOBS)'
+
+deps:
+	@scripts/deps.sh
+
+demo: deps
+	@$(lab-run)/demo.py $(ARGS)
+
+bench: deps
+	@$(lab-run)/bench.py $(ARGS)
+
+shell: deps
+	@$(lab-run)/shell.py $(ARGS)
+
+check: deps
+	@scripts/check.sh
+
+kselftest: deps
+	@$(lab-run)/check.py $(ARGS)
+
+kunit: deps
+	@$(lab-run)/check.py 'kunit*'
+
+qtest: deps
+	@scripts/qtest.sh
+
+artifacts: deps
+	@scripts/artifacts.sh
+
+tree: deps
+	@scripts/build.sh tree
+
+export:
+	@for k in linux qemu; do scripts/series.py --build $(BUILD) export $$k; done
+
+series: tree
+	@for k in linux qemu; do \
+		scripts/series.py --build $(BUILD) stat $$k && \
+		scripts/series.py --build $(BUILD) check $$k || exit 1; done
+
+mails: tree
+	@for k in linux qemu; do scripts/series.py --build $(BUILD) mails $$k || exit 1; done
+
+sparse coccicheck checkpatch htmldocs lint steps: tree
+	@scripts/static.sh $@
+
+clean:
+	rm -rf $(BUILD)

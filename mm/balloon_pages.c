@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Balloon pages in bulk: many pages at a time on their way into a balloon and
+ * out of it again. What is in a balloon are base pages, as before: see
+ * balloon_compaction.h for what is done with them there.
+ */
+#include <linux/alloc_tag.h>
+#include <linux/balloon_compaction.h>
+#include <linux/export.h>
+#include <linux/log2.h>
+#include <linux/mm.h>
+#include <linux/sched.h>
+
+#include "internal.h"
+
+/**
+ * balloon_page_list_alloc() - allocate pages for a balloon
+ * @pages: list to append the pages to
+ * @nr_pages: number of pages wanted
+ *
+ * Takes blocks of the largest order that the free lists have, and splits them
+ * at once into base pages; below that, it goes to any length that
+ * balloon_page_alloc() goes to. Neighbours in memory are neighbours on the
+ * list, so that the host can be told about few, long ranges.
+ *
+ * The pages are not initialised, not even with init_on_alloc. They must not
+ * go anywhere but into a balloon, and from there through the page allocator.
+ *
+ * Context: Process context. May sleep; the caller must not hold a lock that
+ * an OOM notifier takes.
+ * Return: the number of pages allocated, fewer than @nr_pages when memory is
+ * short.
+ */
+size_t balloon_page_list_alloc(struct list_head *pages, size_t nr_pages)
+{
+	gfp_t gfp = (balloon_mapping_gfp_mask() & ~__GFP_RECLAIM) |
+		    __GFP_NOMEMALLOC | __GFP_NOWARN;
+	unsigned int order = MAX_PAGE_ORDER;
+	size_t got = 0;
+
+	while (got < nr_pages) {
+		struct page *page;
+		unsigned int i;
+
+		order = min_t(unsigned int, order, ilog2(nr_pages - got));
+		page = alloc_pages_uninit(gfp, order);
+		if (!page && order) {
+			order--;
+			continue;
+		}
+		/*
+		 * Memory is short. What reclaim finds was in use a moment ago,
+		 * so that initialising it makes the host back nothing anew.
+		 */
+		if (!page)
+			page = balloon_page_alloc();
+		if (!page)
+			break;
+
+		if (order)
+			split_page(page, order);
+		for (i = 0; i < 1U << order; i++)
+			list_add_tail(&page[i].lru, pages);
+		got += 1U << order;
+		cond_resched();
+	}
+	return got;
+}
+EXPORT_SYMBOL_GPL(balloon_page_list_alloc);
+
+/*
+ * Drop the last reference to each page of a naturally aligned block, and free
+ * the block whole. Somebody who looks at all pages, as compaction does, may
+ * hold a reference to one of them for a moment: that page is then left for
+ * them to free, and the others are freed one by one.
+ */
+static void balloon_free_block(struct page *page, unsigned int order)
+{
+	unsigned int nr = 1U << order, held = 0, i;
+
+	for (i = 1; i < nr; i++) {
+		if (!put_page_testzero(page + i)) {
+			held = i;
+			break;
+		}
+		/* Frozen: nobody looks at the mark of a movable page now. */
+		page[i].mapping = NULL;
+	}
+
+	if (!held) {
+		__free_pages(page, order);
+		return;
+	}
+	for (i = 1; i < held; i++)
+		set_page_refcounted(page + i);
+	for (i = 0; i < nr; i++) {
+		if (i != held)
+			__free_page(page + i);
+	}
+}
+
+/* Free page frames that lie in one zone and were allocated one by one. */
+static void balloon_free_range(unsigned long pfn, unsigned long nr)
+{
+	while (nr) {
+		unsigned int order = min_t(unsigned int, MAX_PAGE_ORDER, ilog2(nr));
+
+		if (pfn)
+			order = min_t(unsigned int, order, __ffs(pfn));
+		balloon_free_block(pfn_to_page(pfn), order);
+		pfn += 1UL << order;
+		nr -= 1UL << order;
+		cond_resched();
+	}
+}
+
+/**
+ * balloon_page_list_free() - free pages that have left a balloon
+ * @pages: list of pages, dequeued from the balloon; empty afterwards
+ *
+ * Runs of neighbours on the list are freed as blocks.
+ *
+ * Context: Process context. May sleep.
+ */
+void balloon_page_list_free(struct list_head *pages)
+{
+	unsigned long pfn = 0, nr = 0;
+	struct page *page, *next;
+	struct zone *zone = NULL;
+
+	list_for_each_entry_safe(page, next, pages, lru) {
+		list_del(&page->lru);
+
+		/*
+		 * A poisoned page must reach the allocator by itself, and
+		 * allocation profiling has given each page a tag of its own.
+		 */
+		if (nr && page_to_pfn(page) == pfn + nr &&
+		    page_zone(page) == zone && !PageHWPoison(page) &&
+		    !mem_alloc_profiling_enabled()) {
+			nr++;
+			continue;
+		}
+
+		balloon_free_range(pfn, nr);
+		if (PageHWPoison(page)) {
+			put_page(page);
+			nr = 0;
+			continue;
+		}
+		pfn = page_to_pfn(page);
+		zone = page_zone(page);
+		nr = 1;
+	}
+	balloon_free_range(pfn, nr);
+}
+EXPORT_SYMBOL_GPL(balloon_page_list_free);
+
+/**
+ * balloon_page_list_adjust_managed() - account pages to or from a balloon
+ * @pages: list of pages
+ * @sign: 1 when the pages are given back to the guest, -1 when taken from it
+ *
+ * What adjust_managed_page_count() does for a page, with one call for each
+ * run of pages in a zone.
+ *
+ * Context: Any context. The caller owns the pages.
+ */
+void balloon_page_list_adjust_managed(struct list_head *pages, int sign)
+{
+	struct page *page, *first = NULL;
+	long nr = 0;
+
+	list_for_each_entry(page, pages, lru) {
+		if (first && page_zone(page) != page_zone(first)) {
+			adjust_managed_page_count(first, sign * nr);
+			first = NULL;
+			nr = 0;
+		}
+		if (!first)
+			first = page;
+		nr++;
+	}
+	if (first)
+		adjust_managed_page_count(first, sign * nr);
+}
+EXPORT_SYMBOL_GPL(balloon_page_list_adjust_managed);

@@ -1,0 +1,82 @@
+/*
+ * virtio-balloon: inflate and deflate by page bitmap
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_VIRTIO_BALLOON_BITMAP_H
+#define QEMU_VIRTIO_BALLOON_BITMAP_H
+
+#include "hw/virtio/virtio.h"
+
+/* Since the device was created.  Those marked * count PFN arrays as well. */
+typedef struct BalloonBitmapStats {
+    uint64_t kicks;             /* * queue notifications */
+    uint64_t messages;          /* * buffers taken from the queues */
+    uint64_t bytes;             /* * their size */
+    uint64_t records;           /* good ones */
+    uint64_t bad_records;
+    uint64_t runs;              /* of set bits, those that touch joined */
+    uint64_t skipped_runs;      /* parts of runs that are not RAM */
+    uint64_t inflated_pages;    /* of 4 KiB, in RAM */
+    uint64_t deflated_pages;
+    uint64_t discards;          /* * calls */
+    uint64_t discarded_bytes;   /* * */
+    uint64_t partial_bytes;     /* inflated, less than a backing page each */
+    uint64_t bh_calls;          /* continuations */
+    uint64_t longest_hold_ns;   /* * of the BQL at a stretch, since reset */
+    uint64_t busy_ns;           /* * sum of all such holds */
+} BalloonBitmapStats;
+
+/* How far one queue's work has come */
+typedef struct BalloonBitmapQueue {
+    VirtQueueElement *elem;     /* being worked on, not yet acknowledged */
+    size_t size;                /* of elem */
+    size_t offset;              /* of the next record in elem */
+
+    /* Current record, out of the guest's reach */
+    unsigned long *bitmap;      /* VIRTIO_BALLOON_BMAP_MAX_LEN bytes */
+    unsigned long nr_bits;
+    unsigned long next_bit;
+    uint64_t start_pfn;
+    unsigned int page_shift;
+
+    /* Guest-physical [run_start, run_end) is still to be applied */
+    hwaddr run_start;
+    hwaddr run_end;
+    bool run_complete;          /* no further bits can touch it */
+} BalloonBitmapQueue;
+
+typedef struct BalloonBitmap {
+    VirtIODevice *vdev;
+    QEMUBH *bh;                 /* goes on where a slice of work ended */
+    bool bh_scheduled;
+    bool warned;
+    uint8_t turn;               /* the queue that the next slice begins with */
+    uint16_t queue_size;
+    BalloonBitmapQueue queue[2];    /* inflate, deflate: as on the device */
+    BalloonBitmapStats stats;
+} BalloonBitmap;
+
+void balloon_bitmap_instance_init(BalloonBitmap *b, Object *obj);
+bool balloon_bitmap_check(BalloonBitmap *b, Error **errp);
+void balloon_bitmap_realize(BalloonBitmap *b, VirtIODevice *vdev);
+void balloon_bitmap_unrealize(BalloonBitmap *b);
+void balloon_bitmap_reset(BalloonBitmap *b);
+void balloon_bitmap_queue_reset(BalloonBitmap *b, uint32_t index);
+void balloon_bitmap_set_status(BalloonBitmap *b, uint8_t status);
+
+/* Around the work of each inflate or deflate notification */
+int64_t balloon_bitmap_begin(BalloonBitmap *b);
+void balloon_bitmap_end(BalloonBitmap *b, int64_t begin);
+
+/* Takes the queues' buffers as records; false if they are PFN arrays */
+bool balloon_bitmap_handle(BalloonBitmap *b);
+
+void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes);
+
+/* ram_block_discard_range(), counted */
+void balloon_bitmap_discard(BalloonBitmap *b, RAMBlock *rb, ram_addr_t offset,
+                            size_t length);
+
+#endif

@@ -1,0 +1,268 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# build.sh NAME: make sure that a guest or a QEMU is built, print its directory.
+#
+# guest		our kernel
+# guest-debug	our kernel with sanitizers, lockdep and fault injection
+# guest-stock	the same configuration, unpatched
+# guest-debian	Debian's binary of the same kernel
+# qemu		our QEMU
+# qemu-debian	Debian's binary of the same QEMU
+# sources	only download
+# tree		only unpack the sources and apply the series
+# configured	and configure our kernel
+#
+# A guest directory holds bzImage, its modules, and modules.order with their
+# names in load order. A QEMU directory holds qemu-system-x86_64, python/ with
+# QEMU's own classes, and for ours qos-test. Downloads and finished builds live
+# in $CACHE, the latter under a hash of all that they were built from.
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+CACHE=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/balloon}
+BUILD=${BUILD:-$top/build}
+JOBS=${JOBS:-$(nproc)}
+lab=tools/testing/selftests/balloon/qemu
+dl=$CACHE/dl
+mkdir -p "$dl" "$BUILD"
+
+say() { printf '%s\n' "$*" >&2; }
+base() { awk -F '\t' -v n="$1" '$1 == n { print $3 }' "$top/BASE"; }
+
+# Run a long step: its output goes to a log, a line on the terminal says how far it is.
+step() {
+	local what=$1 log=$2 start=$SECONDS
+	shift 2
+	say "$what (log: $log)"
+	"$@" >"$log" 2>&1 </dev/null &
+	local pid=$!
+	while kill -0 $pid 2>/dev/null; do
+		sleep 1
+		if [ $(((SECONDS - start) % 30)) -eq 0 ]; then
+			say "  $((SECONDS - start)) s, $(wc -l <"$log") lines: $(tail -n 1 "$log" | cut -c -60)"
+		fi
+	done
+	if ! wait $pid; then
+		tail -n 30 "$log" >&2
+		say "$what failed, see $log"
+		exit 1
+	fi
+	say "  done in $((SECONDS - start)) s"
+}
+
+# Download a binary package; the version of BASE if it can be had, else the newest.
+fetch_deb() {
+	local pkg=$1 version=$2 file
+	file=$(find "$dl" -name "${pkg}_${version}_*.deb" | head -n 1)
+	if [ -z "$file" ]; then
+		(cd "$dl" && apt-get -q download "$pkg=$version" >&2 2>/dev/null) ||
+			(cd "$dl" && apt-get -q download "$pkg" >&2)
+		file=$(find "$dl" -name "${pkg}_*.deb" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
+	fi
+	[ -n "$file" ] || { say "cannot download $pkg"; exit 1; }
+	echo "$file"
+}
+
+fetch_linux() { fetch_deb linux-source-6.12 "$(base linux)"; }
+
+fetch_debian_kernel() {
+	local pkg version
+	version=$(base linux)
+	pkg=linux-image-${version%%-*}+deb12-cloud-amd64
+	apt-cache show "$pkg" >/dev/null 2>&1 ||
+		pkg=$(apt-cache depends linux-image-6.12-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+	fetch_deb "$pkg" "$version"
+}
+
+# QEMU's source, by a private list of sources, so that the system's stay as they are.
+fetch_qemu() {
+	local version=$1 dsc apt=$dl/apt list=$dl/apt/src.sources
+	dsc=$(find "$dl" -name "qemu_${version#*:}.dsc" | head -n 1)
+	if [ -z "$dsc" ]; then
+		mkdir -p "$apt/lists/partial"
+		if [ -e /etc/apt/sources.list.d/debian.sources ]; then
+			sed 's/^Types:.*/Types: deb-src/' /etc/apt/sources.list.d/debian.sources >"$list"
+		else
+			list=$dl/apt/src.list
+			sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >"$list"
+		fi
+		local opts=(-q -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::sourcelist="$list"
+			-o Dir::State::lists="$apt/lists")
+		apt-get "${opts[@]}" update >&2
+		(cd "$dl" && { apt-get "${opts[@]}" --download-only source "qemu=$version" ||
+			apt-get "${opts[@]}" --download-only source qemu; } >&2)
+		dsc=$(find "$dl" -name 'qemu_7.2*.dsc' -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
+	fi
+	[ -n "$dsc" ] || { say "cannot download the source of QEMU"; exit 1; }
+	echo "$dsc"
+}
+
+# A git repository of the pristine source in $BUILD/$1.
+unpack() {
+	local what=$1 tree=$BUILD/$1 from
+	[ ! -e "$tree/.git/pristine-done" ] || return 0
+	rm -rf "$tree" "$tree.tmp"
+	mkdir -p "$tree.tmp"
+	case $what in
+	linux)
+		from=$(fetch_linux)
+		say "unpacking $(basename "$from")"
+		dpkg-deb --fsys-tarfile "$from" | tar -xO --wildcards './usr/src/linux-source-*.tar.xz' |
+			tar -xJ -C "$tree.tmp" --strip-components=1 ;;
+	qemu)
+		from=$(fetch_qemu "$(base qemu)")
+		say "unpacking $(basename "$from")"
+		dpkg-source --no-check -x "$from" "$tree.tmp/src" >/dev/null 2>&1
+		mv "$tree.tmp/src" "$tree"
+		rmdir "$tree.tmp"
+		mv "$tree" "$tree.tmp" ;;
+	esac
+	cd "$tree.tmp"
+	git init -q -b base
+	git config gc.auto 0
+	git config core.looseCompression 1
+	git config user.name "$(git config user.name || echo balloon)"
+	git config user.email "$(git config user.email || echo balloon@localhost)"
+	git add -Af .
+	git commit -qm "$(basename "$from")"
+	git tag pristine
+	touch .git/pristine-done
+	cd "$top"
+	mv "$tree.tmp" "$tree"
+}
+
+# The files that a series is made of.
+inputs() { python3 "$top/scripts/series.py" inputs "$1"; }
+
+# A hash of files of the repository and of words: key WORD... -- FILE...
+key() {
+	local words=()
+	while [ "$1" != -- ]; do
+		words+=("$1")
+		shift
+	done
+	shift
+	(cd "$top" && { echo "${words[@]}"; sha256sum scripts/build.sh "$@"; } | sha256sum | cut -c -16)
+}
+
+# Take a finished build from the cache or make it: finished NAME HASH FUNCTION
+finished() {
+	local dir=$CACHE/$1-$2
+	if [ ! -e "$dir/done" ]; then
+		rm -rf "$dir" "$dir.tmp"
+		mkdir -p "$dir.tmp"
+		"$3" "$dir.tmp"
+		touch "$dir.tmp/done"
+		mv "$dir.tmp" "$dir"
+	fi
+	echo "$dir"
+}
+
+# configure SOURCE OBJECTS CONFIG...
+configure() {
+	local src=$1 obj=$2
+	shift 2
+	mkdir -p "$obj"
+	if ! cat "$@" | cmp -s - "$obj/.balloon-config"; then
+		make -C "$src" O="$obj" tinyconfig >"$obj.config.log" 2>&1
+		(cd "$src" && scripts/kconfig/merge_config.sh -m -O "$obj" "$obj/.config" "$@") \
+			>>"$obj.config.log" 2>&1
+		cat "$@" >"$obj/.balloon-config"
+	fi
+	make -C "$src" O="$obj" olddefconfig >>"$obj.config.log" 2>&1
+}
+
+# kernel SOURCE OBJECTS CONFIG... : configure and build
+kernel() {
+	configure "$@"
+	step "building $(basename "$2")" "$2.log" \
+		make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= bzImage modules
+}
+
+# What a guest takes along: install_guest OBJECTS DIR
+install_guest() {
+	cp "$1/arch/x86/boot/bzImage" "$1/.config" "$2/"
+	local m
+	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit \
+		drivers/virtio/tests/virtio_balloon_bitmap_kunit; do
+		[ -e "$1/$m.ko" ] || continue
+		cp "$1/$m.ko" "$2/"
+		echo "${m##*/}.ko" >>"$2/modules.order"
+	done
+}
+
+make_guest() {
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-obj" "$top/$lab/guest.config"
+	install_guest "$BUILD/linux-obj" "$1"
+}
+
+make_guest_debug() {
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-debug-obj" "$top/$lab/guest.config" "$top/$lab/debug.config"
+	install_guest "$BUILD/linux-debug-obj" "$1"
+}
+
+make_guest_stock() {
+	unpack linux
+	[ -e "$BUILD/linux-stock" ] ||
+		git -C "$BUILD/linux" worktree add -q --detach "$BUILD/linux-stock" pristine
+	kernel "$BUILD/linux-stock" "$BUILD/linux-stock-obj" "$top/$lab/guest.config"
+	install_guest "$BUILD/linux-stock-obj" "$1"
+}
+
+make_guest_debian() {
+	local deb
+	deb=$(fetch_debian_kernel)
+	mkdir "$1/deb"
+	dpkg-deb -x "$deb" "$1/deb"
+	cp "$1"/deb/boot/vmlinuz-* "$1/bzImage"
+	cp "$1"/deb/boot/config-* "$1/.config"
+	xz -dc "$(find "$1/deb" -name virtio_balloon.ko.xz)" >"$1/virtio_balloon.ko"
+	echo virtio_balloon.ko >"$1/modules.order"
+	rm -r "$1/deb"
+}
+
+make_qemu() {
+	tree qemu
+	local obj=$BUILD/qemu-obj
+	mkdir -p "$obj"
+	cd "$obj"
+	# Debian's meson, not one of a private Python.
+	export PATH=/usr/bin:$PATH
+	[ -e build.ninja ] || step "configuring QEMU" "$obj.configure.log" ../qemu/configure \
+		--target-list=x86_64-softmmu --without-default-features --enable-system --enable-tcg \
+		--enable-kvm --disable-docs --disable-werror --meson=/usr/bin/meson
+	step "building QEMU" "$obj.log" ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test
+	cd "$top"
+	cp "$obj/qemu-system-x86_64" "$obj/tests/qtest/qos-test" "$1/"
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
+make_qemu_debian() {
+	ln -s /usr/bin/qemu-system-x86_64 "$1/"
+	unpack qemu
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
+tree() {
+	unpack "$1"
+	python3 "$top/scripts/series.py" --build "$BUILD" tree "$1" >&2
+}
+
+for name in "$@"; do
+	case $name in
+	guest)		from=$(fetch_linux) files="$(inputs linux) $lab/guest.config" ;;
+	guest-debug)	from=$(fetch_linux) files="$(inputs linux) $lab/guest.config $lab/debug.config" ;;
+	guest-stock)	from=$(fetch_linux) files=$lab/guest.config ;;
+	guest-debian)	from=$(fetch_debian_kernel) files= ;;
+	qemu)		from=$(fetch_qemu "$(base qemu)") files=$(inputs qemu) ;;
+	qemu-debian)	from=$(dpkg-query -W qemu-system-x86) files= ;;
+	sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
+	tree)		tree linux; tree qemu; continue ;;
+	configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$lab/guest.config"; continue ;;
+	*)		say "build.sh: no such thing: $name"; exit 2 ;;
+	esac
+	# shellcheck disable=SC2086 # from on purpose
+	finished "$name" "$(key "${from##*/}" -- $files)" "make_${name//-/_}"
+done

@@ -1,0 +1,59 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Every test, one after the other; a summary at the end. A test that fails names its log.
+set -uo pipefail
+
+cd "$(dirname "$0")/.." || exit 1
+BUILD=${BUILD:-$PWD/build}
+logs=$BUILD/check
+lab=tools/testing/selftests/balloon/qemu
+passed=0 failed=0 skipped=0
+mkdir -p "$logs"
+
+run() {
+	local name=$1 log=$logs/$1.log
+	shift
+	if "$@" >"$log" 2>&1 </dev/null; then
+		echo "ok - $name"
+		passed=$((passed + 1))
+	else
+		echo "not ok - $name # see $log"
+		tail -n 20 "$log" | sed 's/^/# /'
+		failed=$((failed + 1))
+	fi
+}
+
+# Add the results of a program that prints TAP.
+tap() {
+	local log=$logs/$1.log
+	shift
+	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" | grep -vE '^[0-9]+ passed'
+	local status=${PIPESTATUS[0]} fail skip all
+	all=$(grep -cE '^(not )?ok\b' "$log")
+	fail=$(grep -cE '^not ok\b' "$log")
+	skip=$(grep -ciE '^ok\b.*# SKIP' "$log")
+	if [ "$status" -ne 0 ] && [ "$fail" -eq 0 ]; then
+		echo "not ok - the program ended with $status # see $log"
+		fail=1 all=$((all + 1))
+	fi
+	passed=$((passed + all - fail - skip))
+	failed=$((failed + fail))
+	skipped=$((skipped + skip))
+}
+
+for what in guest qemu guest-stock guest-debug guest-debian qemu-debian tree configured; do
+	scripts/build.sh $what >/dev/null || { echo "not ok - build $what"; failed=$((failed + 1)); }
+done
+
+for check in lint checkpatch warnings sparse coccicheck htmldocs; do
+	run $check scripts/static.sh $check
+done
+run series-linux scripts/series.py --build "$BUILD" check linux
+run series-qemu scripts/series.py --build "$BUILD" check qemu
+tap qtest scripts/qtest.sh
+tap guests env PATH="/usr/bin:$PATH" python3 $lab/check.py
+
+summary="$passed passed, $failed failed"
+[ $skipped -eq 0 ] || summary="$summary, $skipped skipped"
+echo "$summary"
+[ $failed -eq 0 ]

@@ -1,0 +1,35 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# Install the Debian packages that are missing, or say which.
+set -eu
+
+need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-utils zstd
+rsync perl python3 dpkg-dev patch
+meson ninja-build pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev
+qemu-system-x86 seabios busybox-static
+sparse coccinelle shellcheck codespell gnuplot-nox python3-sphinx libclang-rt-14-dev"
+[ $# -eq 0 ] || need=$*
+
+missing=
+for p in $need; do
+	case $(dpkg-query -W -f '${Status}' "$p" 2>/dev/null) in
+	*"ok installed") ;;
+	*) missing="$missing $p" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -eq 0 ]; then
+	run=
+elif sudo -n true 2>/dev/null; then
+	run=sudo
+else
+	echo "missing packages, install them with: sudo apt-get install$missing" >&2
+	exit 1
+fi
+
+echo "installing:$missing" >&2
+$run apt-get update -q >/dev/null
+# shellcheck disable=SC2086 # words on purpose
+$run env DEBIAN_FRONTEND=noninteractive \
+	apt-get install -qy --no-install-recommends $missing >/dev/null

@@ -1,0 +1,125 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# static.sh CHECK...: look at the code without running it. A finding fails.
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+BUILD=${BUILD:-$top/build}
+JOBS=${JOBS:-$(nproc)}
+src=$BUILD/linux
+obj=$BUILD/linux-obj
+# Objects of their own: other flags would make the next build of the guest a full one.
+chk=$BUILD/linux-check-obj
+cd "$top"
+
+# Our C files of the kernel, and the existing ones that our patches change.
+ours() { scripts/series.py inputs linux | grep '\.[ch]$'; }
+objects="mm/page_bitmap.o mm/balloon_pages.o mm/tests/page_bitmap_kunit.o
+	drivers/virtio/virtio_balloon_core.o drivers/virtio/virtio_balloon_bitmap.o
+	drivers/virtio/tests/virtio_balloon_bitmap_kunit.o"
+files="$(ours | tr '\n' ' ')drivers/virtio/virtio_balloon_core.c"
+
+kmake() {
+	[ -e "$obj/.config" ] || scripts/build.sh configured
+	mkdir -p "$chk"
+	cmp -s "$obj/.config" "$chk/.config" || cp "$obj/.config" "$chk/.config"
+	make -C "$src" O="$chk" LOCALVERSION= -j"$JOBS" --no-print-directory "$@"
+}
+
+# Lines of standard input that speak of our files are findings.
+findings() {
+	local out pattern
+	pattern=${files// /|}
+	out=$(grep -E "($pattern):" || true)
+	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+}
+
+checkpatch() {
+	local kind mails
+	for kind in linux qemu; do
+		mails=$(scripts/series.py --build "$BUILD" mails $kind)
+		for mail in "$mails"/*.patch; do
+			case $kind in
+			linux) perl "$src/scripts/checkpatch.pl" --root "$src" --strict --terse \
+				--no-summary --ignore FILE_PATH_CHANGES "$mail" ;;
+			qemu) perl "$BUILD/qemu/scripts/checkpatch.pl" --root "$BUILD/qemu" --terse \
+				--no-summary "$mail" ;;
+			esac
+		done
+	done
+}
+
+sparse() {
+	# shellcheck disable=SC2086 # words on purpose
+	(cd "$src" && touch $files)
+	# shellcheck disable=SC2086
+	kmake C=2 CF="-D__CHECK_ENDIAN__ -Wcontext" $objects mm/page_alloc.o 2>&1 | findings
+}
+
+coccicheck() {
+	# shellcheck disable=SC2086
+	kmake C=2 CHECK=scripts/coccicheck MODE=report $objects 2>&1 | findings
+}
+
+# Warnings of W=1, and no frame above 512 bytes.
+warnings() {
+	# shellcheck disable=SC2086
+	(cd "$src" && touch $files)
+	# shellcheck disable=SC2086
+	kmake W=1 KCFLAGS=-Wframe-larger-than=512 $objects 2>&1 | findings
+}
+
+htmldocs() {
+	local out
+	# shellcheck disable=SC2046 # words on purpose
+	out=$("$src/scripts/kernel-doc" -none -Wall $(ours) 2>&1) || true
+	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+	# Debian's Sphinx is older than 6.12 would like for PDF; HTML is fine.
+	make -C "$src" SPHINXDIRS=driver-api/virtio BUILDDIR="$BUILD/htmldocs" htmldocs \
+		>"$BUILD/htmldocs.log" 2>&1
+	if grep -E '(balloon|page_bitmap).*(WARNING|ERROR)' "$BUILD/htmldocs.log"; then
+		return 1
+	fi
+	ls "$BUILD/htmldocs/driver-api/virtio/balloon.html" >/dev/null
+}
+
+lint() {
+	git ls-files -z '*.sh' .ci/run scripts/build.sh scripts/static.sh | sort -zu | xargs -0 shellcheck
+	git ls-files -z '*.py' | xargs -0 python3 -m py_compile
+	git ls-files -z ':!COPYING' ':!patches' ':!qemu/patches' | xargs -0 codespell -L ans,te
+	# Every file says its licence.
+	local file
+	git ls-files ':!COPYING' ':!README' ':!BASE' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' |
+	while read -r file; do
+		head -n 3 "$file" | grep -q SPDX-License-Identifier || { echo "$file: no SPDX line"; exit 1; }
+	done
+}
+
+# Each step of the series by itself: it must build, without a new warning.
+steps() {
+	local tree=$BUILD/linux-steps commit out
+	scripts/series.py --build "$BUILD" mails linux >/dev/null
+	[ -e "$tree" ] || git -C "$src" worktree add -q --detach "$tree" pristine
+	mkdir -p "$tree-obj"
+	for commit in $(git -C "$src" rev-list --reverse pristine..composed); do
+		git -C "$tree" checkout -q "$commit"
+		for balloon in y m n; do
+			cp "$obj/.config" "$tree-obj/.config"
+			"$tree/scripts/config" --file "$tree-obj/.config" --set-val VIRTIO_BALLOON $balloon
+			make -C "$tree" O="$tree-obj" olddefconfig >/dev/null
+			out=$(make -C "$tree" O="$tree-obj" LOCALVERSION= -j"$JOBS" W=1 mm/ drivers/virtio/ 2>&1 >/dev/null |
+				grep -E 'balloon|page_bitmap|page_alloc|error' || true)
+			[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+		done
+		git -C "$tree" log -1 --format='  builds (=y, =m, =n): %s'
+	done
+}
+
+for check in "$@"; do
+	if "$check"; then
+		echo "ok - $check"
+	else
+		echo "not ok - $check"
+		exit 1
+	fi
+done

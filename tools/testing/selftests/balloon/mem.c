@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory loads for balloon tests.
+ *
+ *	touch SIZE		write to every page, then exit
+ *	hold SIZE		the same, then keep it until killed
+ *	fragment SIZE KEEP	the same, but keep one page in KEEP only
+ *	thp SIZE		print how many huge pages a region of SIZE gets
+ *	stamp SIZE [SECONDS]	keep rewriting pages and verifying their content;
+ *				SIGTERM or the end of SECONDS: verify them all
+ *
+ * Loads that stay print "ready" when their memory is in place. Except for thp,
+ * memory is made of base pages.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HUGE_SIZE	(2UL << 20)
+
+static size_t page_size;
+static volatile sig_atomic_t stop;
+
+static void die(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	fputs("balloon_mem: ", stderr);
+	vfprintf(stderr, fmt, ap);
+	fputc('\n', stderr);
+	va_end(ap);
+	exit(1);
+}
+
+static size_t parse_size(const char *s)
+{
+	unsigned long long n;
+	char *end;
+
+	errno = 0;
+	n = strtoull(s, &end, 0);
+	switch (*end) {
+	case 'G':
+		n <<= 10;
+		/* fall through */
+	case 'M':
+		n <<= 10;
+		/* fall through */
+	case 'K':
+		n <<= 10;
+		end++;
+	}
+	if (errno || *end || n < page_size)
+		die("bad size '%s'", s);
+	return n / page_size * page_size;
+}
+
+static unsigned long parse_number(const char *s)
+{
+	unsigned long n;
+	char *end;
+
+	n = strtoul(s, &end, 0);
+	if (!n || *end)
+		die("bad number '%s'", s);
+	return n;
+}
+
+static char *map(size_t size)
+{
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("mmap of %zu bytes: %s", size, strerror(errno));
+	return p;
+}
+
+static char *map_base_pages(size_t size)
+{
+	char *p = map(size);
+
+	/* A kernel without transparent huge pages answers EINVAL. */
+	if (madvise(p, size, MADV_NOHUGEPAGE) && errno != EINVAL)
+		die("madvise(MADV_NOHUGEPAGE): %s", strerror(errno));
+	return p;
+}
+
+static void touch(char *p, size_t size)
+{
+	size_t i;
+
+	for (i = 0; i < size; i += page_size)
+		*(volatile char *)(p + i) = 1;
+}
+
+static void ready(void)
+{
+	puts("ready");
+	if (fflush(stdout))
+		die("stdout: %s", strerror(errno));
+}
+
+static void stay(void)
+{
+	ready();
+	for (;;)
+		pause();
+}
+
+static size_t resident_pages(void)
+{
+	FILE *f = fopen("/proc/self/statm", "r");
+	size_t resident;
+
+	if (!f || fscanf(f, "%*u %zu", &resident) != 1)
+		die("/proc/self/statm cannot be read");
+	fclose(f);
+	return resident;
+}
+
+static void fragment(size_t size, unsigned long keep)
+{
+	char *p = map_base_pages(size);
+	size_t before = resident_pages(), group = keep * page_size, i, n, kept;
+
+	touch(p, size);
+	for (i = 0; i < size; i += group) {
+		n = size - i < group ? size - i : group;
+		if (n > page_size &&
+		    madvise(p + i + page_size, n - page_size, MADV_DONTNEED))
+			die("madvise(MADV_DONTNEED): %s", strerror(errno));
+	}
+	/* Counters of resident pages lag behind by some pages a CPU. */
+	kept = resident_pages() - before;
+	if (kept > size / group + 1024)
+		die("%zu pages remain instead of %zu", kept, size / group);
+	stay();
+}
+
+static void thp(size_t size)
+{
+	char *p = map(size + HUGE_SIZE), line[256];
+	unsigned long from, to, start, kib = 0;
+	bool inside = false;
+	FILE *f;
+
+	start = ((unsigned long)p + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1);
+	size = size / HUGE_SIZE * HUGE_SIZE;
+	if (madvise((void *)start, size, MADV_HUGEPAGE))
+		die("madvise(MADV_HUGEPAGE): %s", strerror(errno));
+	touch((char *)start, size);
+
+	f = fopen("/proc/self/smaps", "r");
+	if (!f)
+		die("/proc/self/smaps: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f)) {
+		unsigned long n;
+
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			inside = from < start + size && to > start;
+		else if (inside && sscanf(line, "AnonHugePages: %lu kB", &n) == 1)
+			kib += n;
+	}
+	fclose(f);
+	printf("%lu of %zu huge pages\n", kib / (HUGE_SIZE >> 10),
+	       size / HUGE_SIZE);
+}
+
+/*
+ * A stamped page: its index, its generation, then words that follow from both,
+ * so that a page that is lost, stale, torn or swapped with another one shows.
+ */
+struct stamped {
+	char *base;
+	uint32_t *gen;
+	size_t nr;
+};
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ULL;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebULL;
+	return x ^ (x >> 31);
+}
+
+static void write_stamp(struct stamped *s, size_t page)
+{
+	uint64_t *w = (uint64_t *)(s->base + page * page_size);
+	uint64_t sum = mix(page << 32 | s->gen[page]);
+	size_t i;
+
+	w[0] = page;
+	w[1] = s->gen[page];
+	for (i = 2; i < page_size / sizeof(*w); i++) {
+		sum += w[0] * 2 + 1;
+		w[i] = sum;
+	}
+}
+
+static void verify_stamp(struct stamped *s, size_t page)
+{
+	uint64_t *w = (uint64_t *)(s->base + page * page_size);
+	uint64_t sum = mix(page << 32 | s->gen[page]);
+	size_t i = 0;
+
+	if (w[0] == page && w[1] == s->gen[page]) {
+		for (i = 2; i < page_size / sizeof(*w); i++) {
+			sum += w[0] * 2 + 1;
+			if (w[i] != sum)
+				break;
+		}
+	}
+	if (i < page_size / sizeof(*w))
+		die("page %zu at %p, word %zu: expected generation %u, found page %lu generation %lu, word %#lx",
+		    page, (void *)w, i, s->gen[page], w[0], w[1], w[i]);
+}
+
+static void on_term(int sig)
+{
+	stop = 1;
+}
+
+static void stamp(size_t size, unsigned long seconds)
+{
+	struct stamped s = { .nr = size / page_size };
+	uint64_t x = mix(getpid());
+	time_t end = time(NULL) + seconds;
+	size_t i;
+
+	s.base = map_base_pages(size);
+	s.gen = (uint32_t *)map_base_pages(s.nr * sizeof(*s.gen));
+	signal(SIGTERM, on_term);
+	for (i = 0; i < s.nr; i++)
+		write_stamp(&s, i);
+	ready();
+
+	while (!stop && (!seconds || time(NULL) < end)) {
+		x = mix(x + 0x9e3779b97f4a7c15ULL);
+		i = (x >> 1) % s.nr;
+		verify_stamp(&s, i);
+		if (x & 1) {
+			s.gen[i]++;
+			write_stamp(&s, i);
+		}
+	}
+	for (i = 0; i < s.nr; i++)
+		verify_stamp(&s, i);
+	printf("ok %zu pages\n", s.nr);
+}
+
+int main(int argc, char **argv)
+{
+	const char *verb = argc > 2 ? argv[1] : "";
+	size_t size;
+	char *p;
+
+	page_size = sysconf(_SC_PAGESIZE);
+	if (argc < 3)
+		die("usage: touch|hold|thp SIZE, fragment SIZE KEEP, stamp SIZE [SECONDS]");
+	size = parse_size(argv[2]);
+
+	if (!strcmp(verb, "touch") || !strcmp(verb, "hold")) {
+		p = map_base_pages(size);
+		touch(p, size);
+		if (verb[0] == 'h')
+			stay();
+	} else if (!strcmp(verb, "fragment") && argc == 4) {
+		fragment(size, parse_number(argv[3]));
+	} else if (!strcmp(verb, "thp")) {
+		thp(size);
+	} else if (!strcmp(verb, "stamp")) {
+		stamp(size, argc > 3 ? parse_number(argv[3]) : 0);
+	} else {
+		die("unknown load '%s'", verb);
+	}
+	return 0;
+}

@@ -1,0 +1,756 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of the balloon that need a whole guest, driven from the host.
+
+Results are TAP. Logs of each test are in a folder of its own under
+<build>/lab/check, which a failing test names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+
+import lab
+from lab import (BUILD, GIB, MIB, PAGE, CommandError, Guest, LabError, Skip,
+                 artifact, has_property)
+
+TEST_SECONDS = 240
+BITMAP_BIT, VERSION_1_BIT, PACKED_BIT = 22, 32, 34
+
+
+class Failure(Exception):
+    """What was seen is not what must be."""
+
+
+def equal(what: str, got: Any, want: Any) -> None:
+    """Fail unless both are the same."""
+    if got != want:
+        raise Failure(f"{what}: {got}, not {want}")
+
+
+def near(what: str, got: float, want: float, slack: float) -> None:
+    """Fail unless both differ by slack at most."""
+    if abs(got - want) > slack:
+        raise Failure(f"{what}: {got}, not {want} give or take {slack}")
+
+
+def require(condition: bool, what: str) -> None:
+    """Fail with a text unless the condition holds."""
+    if not condition:
+        raise Failure(what)
+
+
+class Run:
+    """One test's guests and their logs."""
+
+    bitmap = True
+
+    def __init__(self, name: str):
+        self.logs = BUILD / "check" / name
+        self.booted = 0
+
+    def guest(self, *, bitmap: Optional[bool] = None, memory: int = GIB,
+              balloon: Optional[Dict[str, Any]] = None, **more: Any) -> Guest:
+        """A guest with 1 GiB whose balloon takes bitmaps, unless told otherwise."""
+        self.booted += 1
+        qemu = more.get("qemu", "qemu")
+        props = dict(balloon or {})
+        bitmap = self.bitmap if bitmap is None else bitmap
+        if bitmap or has_property(qemu, "page-bitmap"):
+            props.setdefault("page-bitmap", "on" if bitmap else "off")
+        return Guest(f"guest{self.booted}", memory=memory, balloon=props,
+                     logs=self.logs, **more)
+
+
+Function = Callable[[Run], None]
+
+
+class Test(NamedTuple):
+    """A test and the line that describes it."""
+
+    name: str
+    function: Function
+    text: str
+
+
+TESTS: List[Test] = []
+
+
+def test(function: Function) -> Function:
+    """Register a test; its docstring is its description."""
+    TESTS.append(Test(function.__name__, function, function.__doc__ or ""))
+    return function
+
+
+def variants(*values: Any) -> Callable[[Callable[[Run, Any], None]], None]:
+    """Register a test once for each value of its second argument."""
+    def register(function: Callable[[Run, Any], None]) -> None:
+        for value in values:
+            text = " with ".join(value) if isinstance(value, tuple) else str(value)
+            TESTS.append(Test(
+                f"{function.__name__}_" + re.sub(r"\W+", "_", text.replace(" with", "")),
+                lambda run, value=value: function(run, value),  # type: ignore
+                (function.__doc__ or "").replace("{}", text)))
+    return register
+
+
+def configured(kernel: str, option: str) -> bool:
+    """Whether a guest's kernel was built with an option."""
+    config = artifact(kernel) / ".config"
+    return bool(re.search(rf"^CONFIG_{option}=[ym]", config.read_text("ascii"), re.M))
+
+
+def needs(kernel: str, *options: str) -> None:
+    """Skip unless the guest's kernel was built with all of the options."""
+    for option in options:
+        if not configured(kernel, option):
+            raise Skip(f"{kernel} has no CONFIG_{option}")
+
+
+def features(guest: Guest) -> str:
+    """Feature bits that driver and device agreed on, bit 0 first."""
+    return guest.sh("cat /sys/bus/virtio/drivers/virtio_balloon/virtio*/features").strip()
+
+
+def counters(guest: Guest, before: Dict[str, int], bitmap: bool, pages: int,
+             migrated: int = 0) -> None:
+    """Judge the device's counters after so many pages went in and came out."""
+    rose = {key: value - before[key] for key, value in guest.stats().items()}
+    if not rose:
+        return
+    equal("bad records", rose["bad-records"], 0)
+    equal("skipped runs", rose["skipped-runs"], 0)
+    require(rose["messages"] > 0, "no message was counted")
+    if bitmap:
+        require(rose["records"] > 0, "no record came")
+        equal("pages inflated", rose["inflated-pages"], pages + migrated)
+        equal("pages deflated", rose["deflated-pages"], pages + migrated)
+    else:
+        equal("records", rose["records"], 0)
+
+
+def exercise(guest: Guest, low: int, bitmap: bool, rounds: int = 1,
+             stamped: int = 128 * MIB) -> None:
+    """Inflate and deflate beside memory in use; content and accounts must fit."""
+    equal("PAGE_BITMAP negotiated", features(guest)[BITMAP_BIT], str(int(bitmap)))
+    job = guest.start(f"balloon_mem stamp {stamped}").wait_ready()
+    before, migrated = guest.stats(), guest.vmstat()["balloon_migrate"]
+    total = guest.meminfo()["MemTotal"]
+    for _ in range(rounds):
+        guest.balloon(low)
+        equal("MemTotal, inflated", guest.meminfo()["MemTotal"],
+              total - (guest.memory - low))
+        guest.balloon(guest.memory)
+        equal("MemTotal, deflated", guest.meminfo()["MemTotal"], total)
+    job.finish()
+    counters(guest, before, bitmap, rounds * (guest.memory - low) // PAGE,
+             guest.vmstat()["balloon_migrate"] - migrated)
+
+
+@test
+def lab_sees_faults(run: Run) -> None:
+    """the lab notices a wrong page, a failed command and a kernel warning"""
+    guest = run.guest()
+    try:
+        job = guest.start("balloon_mem stamp 16M").wait_ready()
+        guest.sh("""
+            pid=$(pidof balloon_mem)
+            at=$(awk '{ split($1, a, "-"); from = "0x" a[1]; to = "0x" a[2] }
+                      $2 == "rw-p" && to - from >= 16777216 { print from; exit }' /proc/$pid/maps)
+            printf '\\001' | dd of=/proc/$pid/mem bs=1 seek=$((at + 4096 * 77 + 1000)) conv=notrunc""")
+        try:
+            job.finish()
+            raise Failure("a wrong page was not found")
+        except CommandError as error:
+            require("page 77 " in error.output, f"not the page: {error.output}")
+        try:
+            guest.sh("exit 3")
+            raise Failure("a failed command passed")
+        except CommandError as error:
+            equal("status", error.status, 3)
+        guest.sh("echo '<4>WARNING: made up' > /dev/kmsg; sleep 0.2")
+    except BaseException:
+        guest.close()
+        raise
+    try:
+        guest.close()
+    except LabError:
+        return
+    raise Failure("a warning on the console was not found")
+
+
+@test
+def sizes(run: Run) -> None:
+    """several sizes: the guest's accounts, the device's and the host's RSS agree"""
+    with run.guest(memory=2 * GIB, prealloc=True) as guest:
+        total = guest.meminfo()["MemTotal"]
+        before, pages, last, lowest = guest.stats(), 0, guest.memory, guest.memory
+        for size in (1536, 1024, 512, 1536, 320, 1792, 2048):
+            size *= MIB
+            memfree = guest.meminfo()["MemFree"]
+            move = guest.balloon(size)
+            info = guest.meminfo()
+            equal("actual", guest.actual(), size)
+            equal("MemTotal", info["MemTotal"], total - (guest.memory - size))
+            # Per-CPU lists may keep an eighth of what was freed.
+            near("MemFree rose by", info["MemFree"] - memfree, size - last,
+                 guest.memory // 8 + 16 * MIB)
+            pages += max(last - size, 0) // PAGE
+            if last == lowest and size < last:
+                near("RSS rose by", move.rss, size - last, 16 * MIB)
+            last, lowest = size, min(size, lowest)
+        counters(guest, before, run.bitmap, pages)
+        rss = guest.rss()
+        guest.sh("balloon_mem touch 1700M", 90)
+        require(guest.rss() - rss > 1000 * MIB, "touched memory did not come back: "
+                f"RSS rose by {(guest.rss() - rss) // MIB} MiB")
+
+
+@test
+def odd_sizes(run: Run) -> None:
+    """sizes around every boundary are reached exactly, one page up or down too"""
+    with run.guest() as guest:
+        before, pages, last = guest.stats(), 0, 0
+        total = guest.meminfo()["MemTotal"]
+        steps = [edge + more for edge in (1, 64, 256, 512, 1024, 32768, 130048)
+                 for more in (-1, 0, 1)]
+        for size in steps + [1, 0, 7, 6, 5, 8, 0]:
+            guest.balloon(guest.memory - size * PAGE)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total - size * PAGE)
+            pages += max(size - last, 0)
+            last = size
+        counters(guest, before, run.bitmap, pages)
+
+
+@test
+def content(run: Run) -> None:
+    """memory in use keeps its content, three times down and up"""
+    with run.guest(memory=2 * GIB) as guest:
+        exercise(guest, 896 * MIB, run.bitmap, rounds=3, stamped=640 * MIB)
+
+
+@test
+def deflated_content(run: Run) -> None:
+    """memory that was in the balloon is usable all over again"""
+    with run.guest() as guest:
+        guest.balloon(192 * MIB)
+        guest.balloon(GIB)
+        guest.start("balloon_mem stamp 800M 4").wait_ready().finish(sig="CONT")
+
+
+@variants(*((kernel, qemu) for kernel in ("guest", "guest-stock", "guest-debian")
+            for qemu in ("qemu", "qemu-debian")))
+def pair(run: Run, names: Any) -> None:
+    """{}: bitmaps where both know them, PFN arrays elsewhere"""
+    kernel, qemu = names
+    offered = run.bitmap and qemu == "qemu"
+    with run.guest(kernel=kernel, qemu=qemu, bitmap=offered) as guest:
+        exercise(guest, 512 * MIB, offered and kernel == "guest")
+
+
+@test
+def feature_off(run: Run) -> None:
+    """with page-bitmap=off not one record comes"""
+    with run.guest(bitmap=False) as guest:
+        exercise(guest, 512 * MIB, False)
+
+
+@test
+def feature_declined(run: Run) -> None:
+    """a driver that declines the offered feature sends PFN arrays"""
+    needs("guest", "VIRTIO_DEBUG")
+    with run.guest() as guest:
+        guest.sh(f"""
+            cd /sys/bus/virtio/drivers/virtio_balloon
+            dev=$(basename virtio*)
+            echo $dev > unbind
+            echo {BITMAP_BIT} > /sys/kernel/debug/virtio/$dev/filter_feature_add
+            echo $dev > bind""")
+        exercise(guest, 512 * MIB, False)
+
+
+@test
+def legacy(run: Run) -> None:
+    """a device without VERSION_1 gets PFN arrays"""
+    with run.guest(balloon={"disable-modern": "on", "disable-legacy": "off"}) as guest:
+        equal("VERSION_1 negotiated", features(guest)[VERSION_1_BIT], "0")
+        exercise(guest, 512 * MIB, False)
+
+
+@variants(1, 2, 128, 1024)
+def queue_size(run: Run, size: int) -> None:
+    """rings of {} entries"""
+    with run.guest(balloon={"x-queue-size": size}) as guest:
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+
+
+@test
+def packed(run: Run) -> None:
+    """packed rings"""
+    with run.guest(balloon={"packed": "on"}) as guest:
+        equal("packed rings negotiated", features(guest)[PACKED_BIT], "1")
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+
+
+@test
+def mmio(run: Run) -> None:
+    """virtio-mmio"""
+    with run.guest(machine="microvm") as guest:
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+
+
+@test
+def neighbours(run: Run) -> None:
+    """statistics, free page reporting and hinting beside the bitmaps"""
+    with run.guest(balloon={"free-page-reporting": "on"}) as guest:
+        device = "/machine/peripheral/balloon0"
+        guest.qmp("qom-set", path=device, property="guest-stats-polling-interval", value=1)
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+        deadline = time.monotonic() + 15
+        total, seen = guest.meminfo()["MemTotal"], -1
+        while seen != total:
+            require(time.monotonic() < deadline,
+                    f"total memory in the statistics: {seen}, not {total}")
+            time.sleep(0.1)
+            stats = guest.qmp("qom-get", path=device, property="guest-stats")
+            seen = stats["stats"]["stat-total-memory"]
+
+
+@test
+def compaction(run: Run) -> None:
+    """balloon pages move while the balloon changes; no content is lost"""
+    with run.guest() as guest:
+        stamp = guest.start("balloon_mem stamp 100M").wait_ready()
+        before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
+        loop = guest.start("sh -c 'while sleep 0.2; do echo 1 > /proc/sys/vm/compact_memory; done'")
+        pages = 0
+        for _ in range(3):
+            # Holes between pages in use, so that there is something to compact.
+            load = guest.start("balloon_mem fragment 600M 4").wait_ready()
+            guest.balloon(448 * MIB)
+            load.kill()
+            time.sleep(0.3)
+            guest.balloon(768 * MIB)
+            guest.balloon(512 * MIB)
+            guest.balloon(GIB)
+            pages += (576 + 256) * MIB // PAGE
+        loop.kill()
+        stamp.finish()
+        moved = guest.vmstat()["balloon_migrate"] - moved
+        require(moved > 0, "no balloon page was migrated")
+        counters(guest, before, run.bitmap, pages, moved)
+        guest.start("balloon_mem stamp 700M 3").wait_ready().finish(sig="CONT")
+
+
+@test
+def deflate_on_oom(run: Run) -> None:
+    """deflate-on-oom=on: an allocation larger than what is free takes from the balloon"""
+    with run.guest(balloon={"deflate-on-oom": "on"}) as guest:
+        total = guest.meminfo()["MemTotal"]
+        guest.balloon(256 * MIB)
+        info = guest.meminfo()
+        equal("MemTotal", info["MemTotal"], total)
+        require(info["MemFree"] < 256 * MIB, f"free: {info['MemFree'] // MIB} MiB")
+        stamp = guest.start("balloon_mem stamp 500M 2").wait_ready(90)
+        require(guest.actual() > 500 * MIB, f"balloon left {guest.actual() // MIB} MiB")
+        stamp.finish(sig="CONT")
+        equal("processes killed", guest.vmstat()["oom_kill"], 0)
+        guest.balloon(GIB)
+
+
+@test
+def greedy(run: Run) -> None:
+    """a target that cannot be reached harms nobody, and the way back is free"""
+    with run.guest() as guest:
+        total = guest.meminfo()["MemTotal"]
+        move = guest.balloon(16 * MIB, settle=2)
+        require(16 * MIB < move.actual < 256 * MIB, f"reached {move.actual // MIB} MiB")
+        guest.balloon(GIB)
+        equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        equal("processes killed", guest.vmstat()["oom_kill"], 0)
+        exercise(guest, 512 * MIB, run.bitmap)
+
+
+@test
+def reload(run: Run) -> None:
+    """the module goes and comes back while the balloon inflates"""
+    with run.guest(memory=2 * GIB) as guest:
+        total = guest.meminfo()["MemTotal"]
+        stamp = guest.start("balloon_mem stamp 200M").wait_ready()
+        for delay in (0, 0.01, 0.03, 0.1, 0.3):
+            guest.set_target(640 * MIB)
+            time.sleep(delay)
+            guest.sh("rmmod virtio_balloon")
+            equal("MemTotal without the module", guest.meminfo()["MemTotal"], total)
+            equal("actual without the module", guest.actual(), guest.memory)
+            guest.sh("insmod /lib/modules/virtio_balloon.ko")
+        guest.balloon(640 * MIB)
+        guest.sh("""cd /sys/bus/virtio/drivers/virtio_balloon
+                    dev=$(basename virtio*); echo $dev > unbind; echo $dev > bind""")
+        guest.balloon(640 * MIB)
+        equal("MemTotal", guest.meminfo()["MemTotal"], total - 1408 * MIB)
+        guest.balloon(guest.memory)
+        equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        stamp.finish()
+
+
+def after_sleep(guest: Guest, stamp: lab.Job) -> None:
+    """The balloon is as it was, and works."""
+    guest.balloon(512 * MIB)
+    equal("MemTotal fell by", guest.memory - guest.actual(), 512 * MIB)
+    guest.balloon(guest.memory)
+    guest.balloon(768 * MIB)
+    stamp.finish()
+
+
+@test
+def suspend_to_ram(run: Run) -> None:
+    """suspend to RAM with pages in the balloon"""
+    needs("guest", "SUSPEND")
+    with run.guest() as guest:
+        if "deep" not in guest.sh("cat /sys/power/mem_sleep"):
+            raise Skip("the guest knows no suspend to RAM")
+        stamp = guest.start("balloon_mem stamp 128M").wait_ready()
+        guest.balloon(512 * MIB)
+        guest.sh("echo deep > /sys/power/mem_sleep")
+        job = guest.start("sh -c 'sleep 0.2; echo mem > /sys/power/state'")
+        guest.event("SUSPEND")
+        guest.wait_status("suspended")
+        guest.qmp("system_wakeup")
+        job.finish(sig="CONT")
+        after_sleep(guest, stamp)
+
+
+@test
+def suspend_to_idle(run: Run) -> None:
+    """suspend to idle, devices only, with pages in the balloon"""
+    needs("guest", "SUSPEND", "PM_SLEEP_DEBUG")
+    with run.guest() as guest:
+        stamp = guest.start("balloon_mem stamp 128M").wait_ready()
+        guest.balloon(512 * MIB)
+        guest.sh("""
+            echo 1 > /sys/module/suspend/parameters/pm_test_delay
+            echo devices > /sys/power/pm_test
+            echo freeze > /sys/power/state
+            echo none > /sys/power/pm_test""")
+        after_sleep(guest, stamp)
+
+
+@test
+def reset(run: Run) -> None:
+    """the machine is reset while the balloon inflates, and boots again"""
+    with run.guest(memory=2 * GIB) as guest:
+        total = guest.meminfo()["MemTotal"]
+        for delay in (0.02, 0.1, 0.5):
+            guest.set_target(512 * MIB)
+            time.sleep(delay)
+            guest.reset()
+            guest.balloon(512 * MIB)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total - 1536 * MIB)
+            guest.balloon(guest.memory)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        exercise(guest, GIB, run.bitmap)
+
+
+@test
+def windows(run: Run) -> None:
+    """8 GiB: several windows, memory on both sides of the hole below 4 GiB"""
+    with run.guest(memory=8 * GIB, reserve=False) as guest:
+        exercise(guest, 768 * MIB, run.bitmap, stamped=256 * MIB)
+
+
+@test
+def large(run: Run) -> None:
+    """32 GiB, more than the host may have"""
+    with run.guest(memory=32 * GIB, reserve=False) as guest:
+        exercise(guest, 1536 * MIB, run.bitmap)
+
+
+@test
+def memfd(run: Run) -> None:
+    """shared memory: the host's RssShmem falls by what was inflated"""
+    with run.guest(backend="memfd", prealloc=True) as guest:
+        move = guest.balloon(320 * MIB)
+        near("RSS rose by", move.rss, -704 * MIB, 8 * MIB)
+        guest.balloon(GIB)
+        exercise(guest, 320 * MIB, run.bitmap)
+
+
+@test
+def hugetlb(run: Run) -> None:
+    """memory of 2 MiB pages: whole ones are given back, parts are not discarded"""
+    size = 512
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    try:
+        had = int(pool.read_text("ascii"))
+        pool.write_text(str(had + size // 2), "ascii")
+    except OSError as error:
+        raise Skip(f"huge pages cannot be reserved: {error.strerror}") from None
+    try:
+        if int(pool.read_text("ascii")) < had + size // 2:
+            raise Skip(f"the host has no {size // 2} free huge pages of 2 MiB")
+        with run.guest(backend="hugetlb", prealloc=True, memory=size * MIB) as guest:
+            move = guest.balloon(192 * MIB)
+            # Of an array of 256 pages QEMU never discards a part of a huge page.
+            require(not run.bitmap or move.rss < -240 * MIB,
+                    f"RSS rose by {move.rss // MIB} MiB, not by -320")
+            guest.balloon(guest.memory)
+            exercise(guest, 192 * MIB, run.bitmap, stamped=64 * MIB)
+    finally:
+        pool.write_text(str(had), "ascii")
+
+
+@variants("failslab", "fail_page_alloc")
+def no_memory(run: Run, kind: str) -> None:
+    """{}: the balloon's own allocations fail, the balloon goes on"""
+    needs("guest-debug", "FAULT_INJECTION_DEBUG_FS", "FAULT_INJECTION_STACKTRACE_FILTER",
+          kind.upper())
+    with run.guest(kernel="guest-debug") as guest:
+        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
+        # Of pages, orders above 0 only: blocks for the balloon, large segments.
+        guest.sh(f"""
+            cd /sys/kernel/debug/{kind}
+            at=$(cat /sys/module/virtio_balloon/sections/.text)
+            echo $at > require-start
+            echo $((at + 0x10000)) > require-end
+            echo 32 > stacktrace-depth
+            echo N > ignore-gfp-wait
+            [ ! -e min-order ] || echo 1 > min-order
+            echo 0 > verbose; echo 1000000 > times; echo 100 > probability""")
+        before = guest.stats()
+        guest.balloon(512 * MIB)
+        guest.balloon(GIB)
+        left = int(guest.sh(f"cd /sys/kernel/debug/{kind}; echo 0 > probability; cat times"))
+        stamp.finish()
+        require(left < 1000000, "no allocation of the balloon failed")
+        counters(guest, before, run.bitmap, 512 * MIB // PAGE)
+        exercise(guest, 512 * MIB, run.bitmap, stamped=64 * MIB)
+
+
+# Memory that changes as fast as a guest can change it must still converge.
+FAST = {"max-bandwidth": 10 << 30, "downtime-limit": 2000}
+
+
+@test
+def migration_dirty(run: Run) -> None:
+    """plain live migration: a page that is rewritten all the time arrives as it is"""
+    with run.guest() as source, run.guest(incoming=True) as target:
+        # Few pages, so that the TLB keeps them from one look at the log to the next.
+        stamp = source.start("balloon_mem stamp 16M").wait_ready()
+        source.migrate_to(target, parameters=FAST, rounds=6)
+        stamp.guest = target
+        stamp.finish()
+
+
+@test
+def migration(run: Run) -> None:
+    """live migration with pages in the balloon, three times in a row"""
+    source = run.guest()
+    try:
+        stamp = source.start("balloon_mem stamp 128M").wait_ready()
+        source.balloon(512 * MIB)
+        for _ in range(3):
+            target = run.guest(incoming=True)
+            try:
+                source.migrate_to(target, parameters=FAST, rounds=3)
+            except BaseException:
+                target.close()
+                raise
+            source.close()
+            stamp.guest = source = target
+            equal("actual", source.actual(), 512 * MIB)
+            source.balloon(768 * MIB)
+            source.balloon(512 * MIB)
+        stamp.finish()
+        source.balloon(GIB)
+        exercise(source, 512 * MIB, run.bitmap)
+    finally:
+        source.close()
+
+
+@test
+def migration_while_inflating(run: Run) -> None:
+    """live migration in the middle of an inflation and of a deflation"""
+    with run.guest(memory=2 * GIB) as source, \
+            run.guest(memory=2 * GIB, incoming=True) as middle, \
+            run.guest(memory=2 * GIB, incoming=True) as target:
+        total = source.meminfo()["MemTotal"]
+        stamp = source.start("balloon_mem stamp 128M").wait_ready()
+        source.set_target(512 * MIB)
+        source.migrate_to(middle, parameters=FAST)
+        middle.balloon(512 * MIB)
+        stamp.guest = middle
+        equal("MemTotal", middle.meminfo()["MemTotal"], total - 1536 * MIB)
+        middle.set_target(2 * GIB)
+        middle.migrate_to(target, parameters=FAST)
+        stamp.guest = target
+        target.balloon(2 * GIB)
+        equal("MemTotal", target.meminfo()["MemTotal"], total)
+        stamp.finish()
+
+
+@test
+def migration_refused(run: Run) -> None:
+    """a target without the feature refuses the guest, which goes on where it was"""
+    if not run.bitmap:
+        raise Skip("there is no feature to refuse")
+    with run.guest() as source:
+        source.balloon(512 * MIB)
+        target = run.guest(incoming=True, bitmap=False)
+        try:
+            source.migrate_to(target, parameters=FAST, timeout=30)
+            raise Failure("the migration went through")
+        except LabError:
+            pass
+        finally:
+            target.close()
+        log = target.qemu_log.read_text("utf-8")
+        require("eatures" in log and "unsupported" in log, f"target's reason: {log!r}")
+        if source.status() != "running":
+            source.qmp("cont")
+        source.balloon(GIB)
+        exercise(source, 512 * MIB, True)
+
+
+@test
+def init_on_alloc(run: Run) -> None:
+    """init_on_alloc=1: pages that go into the balloon are not touched first"""
+    with run.guest(memory=2 * GIB, backend="memfd", append="init_on_alloc=1") as guest:
+        # Shared memory comes in base pages: each page that is backed is a fault.
+        before = guest.faults()
+        guest.balloon(512 * MIB)
+        faults = guest.faults() - before
+        pages = 1536 * MIB // PAGE
+        require(faults < pages // 20, f"the host backed {faults} pages of {pages}")
+        guest.balloon(2 * GIB)
+        exercise(guest, 512 * MIB, run.bitmap)
+
+
+@test
+def kunit(run: Run) -> None:
+    """the KUnit suites that the guest has as modules"""
+    suites = sorted(path.name for path in artifact("guest").glob("*_kunit.ko"))
+    if not suites:
+        raise Skip("the guest has no KUnit modules")
+    with run.guest() as guest:
+        guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
+        for module in suites:
+            guest.sh(f"insmod /lib/modules/{module}", 60)
+        results = guest.sh("cat /sys/kernel/debug/kunit/*/results")
+        (run.logs / "kunit.tap").write_text(results, "utf-8")
+        failed = re.findall(r"^\s*not ok .*", results, re.M)
+        passed = re.findall(r"^ok ", results, re.M)
+        require(not failed, f"{failed}")
+        require(len(passed) >= len(suites), f"{len(passed)} suites passed of {suites}")
+
+
+@test
+def debug(run: Run) -> None:
+    """everything once under lockdep, KASAN and, if there, kmemleak"""
+    with run.guest(kernel="guest-debug") as guest:
+        exercise(guest, 512 * MIB, run.bitmap, rounds=2, stamped=64 * MIB)
+        guest.set_target(512 * MIB)
+        guest.sh("rmmod virtio_balloon; insmod /lib/modules/virtio_balloon.ko")
+        guest.balloon(512 * MIB)
+        guest.sh("echo 1 > /proc/sys/vm/compact_memory", 60)
+        guest.balloon(GIB)
+        guest.sh("rmmod virtio_balloon")
+        if configured("guest-debug", "DEBUG_KMEMLEAK"):
+            # An object counts as lost at the age of 5 s, seen twice.
+            leaks = guest.sh("""cd /sys/kernel/debug
+                sleep 5; echo scan > kmemleak; echo scan > kmemleak; cat kmemleak""", 120)
+            require("virtio_balloon" not in leaks and "page_bitmap" not in leaks, leaks)
+
+
+@test
+def unplug(run: Run) -> None:
+    """the balloon is unplugged while inflated; a new one takes its place"""
+    needs("guest", "HOTPLUG_PCI_ACPI")
+    with run.guest(hotplug=True) as guest:
+        total = guest.meminfo()["MemTotal"]
+        stamp = guest.start("balloon_mem stamp 128M").wait_ready()
+        for size in (512, 256):
+            guest.balloon(size * MIB)
+            guest.qmp("device_del", id="balloon0")
+            guest.event("DEVICE_DELETED", match={"data": {"device": "balloon0"}})
+            equal("MemTotal without the device", guest.meminfo()["MemTotal"], total)
+            more = {"page-bitmap": True} if run.bitmap else {}
+            guest.qmp("device_add", driver="virtio-balloon-pci", id="balloon0",
+                      bus="slot0", **more)
+            guest.sh("""until ls /sys/bus/virtio/drivers/virtio_balloon/virtio*
+                        do sleep 0.1; done 2> /dev/null""")
+        stamp.finish()
+        exercise(guest, 512 * MIB, run.bitmap)
+
+
+def chosen(patterns: List[str]) -> Iterator[Test]:
+    """Tests whose names match one of the patterns, or start with it."""
+    for one in TESTS:
+        if not patterns or any(fnmatch.fnmatch(one.name, p) or
+                               fnmatch.fnmatch(one.name, p + "_*") for p in patterns):
+            yield one
+
+
+def overdue(_signal: int, _frame: Any) -> None:
+    """The test has had its time."""
+    raise Failure(f"not done after {TEST_SECONDS} s")
+
+
+def main() -> int:
+    """Run the tests, print TAP."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--list", action="store_true", help="names and descriptions only")
+    parser.add_argument("--pfn", action="store_true",
+                        help="the same tests with page-bitmap=off")
+    parser.add_argument("pattern", nargs="*", help="which tests, all by default")
+    args = parser.parse_args()
+    tests = list(chosen(args.pattern))
+    if args.list:
+        for one in tests:
+            print(f"{one.name:32} {one.text}")
+        return 0
+    if not tests:
+        parser.error("no test has such a name")
+
+    Run.bitmap = not args.pfn
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    signal.signal(signal.SIGALRM, overdue)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore
+    print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator()}")
+    for number, one in enumerate(tests, 1):
+        run = Run(one.name)
+        shutil.rmtree(run.logs, ignore_errors=True)
+        run.logs.mkdir(parents=True)
+        begin, directive = time.monotonic(), ""
+        result, word = "passed", "ok"
+        signal.alarm(TEST_SECONDS)
+        try:
+            one.function(run)
+        except Skip as reason:
+            result, directive = "skipped", f" # SKIP {reason}"
+        except Exception as error:  # pylint: disable=broad-except
+            signal.alarm(0)
+            result, word = "failed", "not ok"
+            (run.logs / "traceback").write_text(traceback.format_exc(), "utf-8")
+            for line in f"{error}\nlogs: {run.logs}".splitlines():
+                print(f"# {line}")
+        signal.alarm(0)
+        counts[result] += 1
+        print(f"{word} {number} {one.name}{directive}")
+        print(f"# {time.monotonic() - begin:.1f} s")
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    print(f"{counts['passed']} passed, {counts['failed']} failed{skipped}")
+    return 1 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

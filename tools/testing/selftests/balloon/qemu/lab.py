@@ -1,0 +1,572 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Guests for the balloon tests: boot, command, balloon, migrate, inspect.
+
+A guest is a kernel and its balloon module, an initramfs with busybox and this
+directory's tools, and a QEMU. Both come from scripts/build.sh by name, or from
+the directory that BALLOON_LAB_<NAME> names. Files appear under <build>/lab.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import os
+import re
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[4]
+BUILD = Path(os.environ.get("BUILD") or ROOT / "build").resolve() / "lab"
+
+KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
+PORT = "org.balloon.lab"
+BOOT_SECONDS = 90
+FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
+
+LOAD_MODULES = b"""#!/bin/sh
+# Load the modules of this guest, except for KUnit's.
+cd /lib/modules || exit 1
+while read -r m; do
+	case $m in *kunit*) ;; *) insmod "$m" || exit 1 ;; esac
+done < modules.order
+"""
+
+SPLAT = re.compile(
+    r"WARNING:|BUG:|INFO: task|INFO: possible|possible recursive locking"
+    r"|detected stalls|self-detected stall|KASAN|UBSAN|unreferenced object"
+    r"|Oops|Call Trace|refcount_t|Kernel panic|soft lockup"
+    r"|general protection fault|page allocation failure"
+    r"|virtio_balloon.*(?:error|fail)")
+
+
+class LabError(Exception):
+    """The guest or its QEMU did not do what it was asked."""
+
+
+class Skip(Exception):
+    """This machine or this build cannot run the test; the text says why."""
+
+
+class CommandError(LabError):
+    """A command in the guest ended with another status than 0."""
+
+    def __init__(self, script: str, status: int, output: str):
+        super().__init__(f"'{script}' ended with {status}: {output.strip()[-2000:]}")
+        self.status = status
+        self.output = output
+
+
+class Move(NamedTuple):
+    """One change of the balloon's size."""
+
+    seconds: float
+    actual: int             # bytes that the guest keeps
+    cpu: Dict[str, float]   # CPU seconds of QEMU's threads
+    stats: Dict[str, int]   # how the device's counters rose
+    rss: int                # bytes by which the host's RSS rose
+
+
+@functools.lru_cache(maxsize=None)
+def artifact(name: str) -> Path:
+    """The directory of a built kernel or QEMU."""
+    variable = "BALLOON_LAB_" + name.upper().replace("-", "_")
+    path = os.environ.get(variable)
+    if not path:
+        script = ROOT / "scripts" / "build.sh"
+        done = subprocess.run([script, name], stdout=subprocess.PIPE,
+                              text=True, check=False)
+        if done.returncode:
+            raise LabError(f"{script} {name} failed, status {done.returncode}")
+        path = done.stdout.strip().splitlines()[-1]
+    return Path(path)
+
+
+@functools.lru_cache(maxsize=None)
+def accelerator() -> str:
+    """KVM where it can be used, TCG elsewhere."""
+    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+@functools.lru_cache(maxsize=None)
+def has_property(qemu: str, prop: str) -> bool:
+    """Whether this QEMU's balloon device has a property."""
+    out = subprocess.run([artifact(qemu) / "qemu-system-x86_64", "-device",
+                          "virtio-balloon-pci,help"], text=True, check=True,
+                         stdout=subprocess.PIPE, timeout=30).stdout
+    return re.search(rf"^\s*{re.escape(prop)}=", out, re.M) is not None
+
+
+@functools.lru_cache(maxsize=None)
+def _tools() -> Path:
+    out = BUILD / "tools"
+    subprocess.run(["make", "-s", "-C", HERE.parent, f"OUTPUT={out}"],
+                   check=True, stdout=sys.stderr)
+    return out
+
+
+def _cpio(entries: Mapping[str, tuple[int, bytes]]) -> bytes:
+    """An archive in the "newc" format; entries are (mode, content or target)."""
+    out = bytearray()
+
+    def pad() -> None:
+        out.extend(bytes(-len(out) % 4))
+
+    for inode, (name, (mode, data)) in enumerate(
+            [*entries.items(), ("TRAILER!!!", (0, b""))], 1):
+        device = (5, 1) if stat.S_ISCHR(mode) else (0, 0)
+        fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device,
+                  len(name) + 1, 0)
+        out += b"070701" + b"".join(b"%08X" % f for f in fields)
+        out += name.encode() + b"\0"
+        pad()
+        out += data
+        pad()
+    return bytes(out)
+
+
+@functools.lru_cache(maxsize=None)
+def initramfs(kernel: str) -> Path:
+    """The archive that a kernel boots with; its modules are in /lib/modules."""
+    found = shutil.which("busybox")
+    if not found:
+        raise LabError("no busybox; Debian has it in busybox-static")
+    busybox = Path(found).read_bytes()
+    if b"/ld-linux" in busybox[:PAGE]:
+        raise LabError(f"{found} is not static; Debian has busybox-static")
+
+    folder, program = (stat.S_IFDIR | 0o755, b""), stat.S_IFREG | 0o755
+    modules = artifact(kernel)
+    entries = {name: folder for name in ("bin", "dev", "lib", "lib/modules")}
+    entries["dev/console"] = (stat.S_IFCHR | 0o600, b"")
+    entries["init"] = (program, (_tools() / "balloon_init").read_bytes())
+    entries["bin/balloon_mem"] = (program, (_tools() / "balloon_mem").read_bytes())
+    entries["bin/busybox"] = (program, busybox)
+    entries["bin/load_modules"] = (program, LOAD_MODULES)
+    for module in sorted(modules.glob("*.ko")):
+        entries[f"lib/modules/{module.name}"] = (program, module.read_bytes())
+    order = modules / "modules.order"
+    entries["lib/modules/modules.order"] = (stat.S_IFREG | 0o644, order.read_bytes())
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    path = BUILD / f"{kernel}.cpio"
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(_cpio(entries))
+    part.rename(path)
+    return path
+
+
+def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = "",
+              prealloc: bool = False, reserve: bool = True, machine: str = "q35",
+              append: str = "", balloon: Optional[Mapping[str, Any]] = None,
+              hotplug: bool = False, incoming: bool = False) -> List[str]:
+    """QEMU's arguments for a guest, without console and agent."""
+    # pylint: disable=too-many-arguments
+    bus = virtio_bus(machine)
+    accel = "kvm" if accelerator() == "kvm" else "tcg,thread=multi"
+    args = ["-nodefaults", "-no-user-config", "-no-reboot", "-accel", accel,
+            "-cpu", "max", "-smp", "2", "-m", f"{memory // MIB}M",
+            "-kernel", str(artifact(kernel) / "bzImage"),
+            "-initrd", str(initramfs(kernel)),
+            "-append", "console=ttyS0 loglevel=5 oops=panic panic=-1 " + append]
+    for firmware in FIRMWARE:
+        if os.path.isdir(firmware):
+            args += ["-L", firmware]
+    if backend or prealloc or not reserve:
+        kind = {"": "ram", "hugetlb": "memfd"}.get(backend, backend)
+        ram = [f"memory-backend-{kind}", "id=ram0", f"size={memory}",
+               f"prealloc={'on' if prealloc else 'off'}",
+               f"reserve={'on' if reserve else 'off'}"]
+        if kind == "memfd":
+            ram += ["share=on"]
+        if backend == "hugetlb":
+            ram += ["hugetlb=on", "hugetlbsize=2M"]
+        args += ["-object", ",".join(ram)]
+        machine += ",memory-backend=ram0"
+    args += ["-machine", machine]
+    device = [f"virtio-balloon-{bus}", "id=balloon0"]
+    if hotplug:
+        args += ["-device", "pcie-root-port,id=slot0,chassis=1"]
+        device += ["bus=slot0"]
+    device += [f"{key}={value}" for key, value in (balloon or {}).items()]
+    args += ["-device", ",".join(device)]
+    if incoming:
+        args += ["-incoming", "defer"]
+    return args
+
+
+def virtio_bus(machine: str) -> str:
+    """How the names of a machine's virtio devices end."""
+    return "device" if machine == "microvm" else "pci"
+
+
+def shell(kernel: str = "guest", qemu: str = "qemu") -> None:
+    """Become a guest with an interactive shell on this terminal."""
+    balloon = {"page-bitmap": "on"} if has_property(qemu, "page-bitmap") else {}
+    binary = str(artifact(qemu) / "qemu-system-x86_64")
+    args = [*arguments(kernel, append="lab.shell", balloon=balloon),
+            "-display", "none", "-serial", "mon:stdio"]
+    print("'poweroff -f' ends the guest; Ctrl-A C: QEMU's monitor, where "
+          "'balloon 1024' inflates", flush=True)
+    os.execv(binary, [binary, *args])
+
+
+class Job:
+    """A command that runs in the guest's background; migrates with it."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self, guest: Guest, script: str):
+        self.guest = guest
+        self.path = f"/tmp/job{next(self.numbers)}"
+        inner = shlex.quote(f"echo $$ > {self.path}.pid; exec {script}")
+        guest.sh(f"""
+            ( sh -c {inner} > {self.path}.out 2>&1
+              echo $? > {self.path}.rc ) > /dev/null 2>&1 < /dev/null &
+            until [ -s {self.path}.pid ]; do sleep 0.01; done""")
+
+    def wait_ready(self, timeout: float = 60) -> Job:
+        """Wait for the command to print "ready"."""
+        self.guest.sh(f"""
+            until grep -q ready {self.path}.out; do
+                [ ! -e {self.path}.rc ] || {{ cat {self.path}.out; exit 1; }}
+                sleep 0.05
+            done""", timeout)
+        return self
+
+    def running(self) -> bool:
+        """Whether the command has not ended."""
+        return self.guest.sh(f"[ -e {self.path}.rc ] && echo ended || true") == ""
+
+    def finish(self, sig: str = "TERM", timeout: float = 60) -> str:
+        """End the command, if need be, and return its output; it must succeed."""
+        return self.guest.sh(f"""
+            [ -e {self.path}.rc ] || kill -{sig} $(cat {self.path}.pid)
+            until [ -s {self.path}.rc ]; do sleep 0.02; done
+            cat {self.path}.out; exit $(cat {self.path}.rc)""", timeout)
+
+    def kill(self) -> None:
+        """End the command, whatever its status."""
+        self.guest.sh(f"""
+            [ -e {self.path}.rc ] || kill -KILL $(cat {self.path}.pid)
+            until [ -s {self.path}.rc ]; do sleep 0.02; done""")
+
+
+class Guest:
+    """One virtual machine, running from construction to close()."""
+
+    def __init__(self, name: str, *, kernel: str = "guest", qemu: str = "qemu",
+                 memory: int = 2 * GIB, machine: str = "q35", incoming: bool = False,
+                 logs: Path = BUILD, **more: Any):
+        self.name, self.qemu, self.memory = name, qemu, memory
+        self.boot_seconds = 0.0
+        self._agent: Optional[socket.socket] = None
+        self._buffer = b""
+        self._vm: Any = None
+        logs.mkdir(parents=True, exist_ok=True)
+        self.console = logs / f"{name}.console"
+        self.qemu_log = logs / f"{name}.log"
+        self.console.unlink(missing_ok=True)
+        self._dir = Path(tempfile.mkdtemp(prefix="balloon-lab-"))
+        args = arguments(kernel, memory=memory, machine=machine, incoming=incoming, **more)
+        args += ["-name", f"{name},debug-threads=on",
+                 "-chardev", f"file,id=console,path={self.console}",
+                 "-serial", "chardev:console",
+                 "-chardev", f"socket,id=lab,path={self._dir}/lab,server=on,wait=off",
+                 "-device", f"virtio-serial-{virtio_bus(machine)}",
+                 "-device", f"virtserialport,chardev=lab,name={PORT}"]
+        try:
+            self._launch(args, logs)
+            if not incoming:
+                self._boot(BOOT_SECONDS)
+        except BaseException:
+            self._destroy()
+            raise
+
+    def _launch(self, args: Sequence[str], logs: Path) -> None:
+        python = str(artifact(self.qemu) / "python")
+        if python not in sys.path:
+            sys.path.insert(0, python)
+        # pylint: disable=import-error, import-outside-toplevel
+        from qemu.machine import QEMUMachine  # type: ignore
+        setpriv = shutil.which("setpriv")
+        wrapper = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+        self._vm = QEMUMachine(str(artifact(self.qemu) / "qemu-system-x86_64"),
+                               args, wrapper=wrapper, name=self.name,
+                               base_temp_dir=str(self._dir),
+                               log_dir=str(logs), qmp_timer=60)
+        self._vm.launch()
+        self._agent = socket.socket(socket.AF_UNIX)
+        self._agent.connect(f"{self._dir}/lab")
+        self.pid: int = self._vm.get_pid()
+
+    def _boot(self, timeout: float) -> None:
+        started = time.monotonic()
+        while self._frame(started + timeout)[0] != "up":
+            pass
+        self.sh("load_modules")
+        self.boot_seconds = time.monotonic() - started
+
+    # The guest's end of the channel: init.c.
+
+    def _read(self, deadline: float) -> None:
+        assert self._agent
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LabError(f"{self.name}: no answer in time, see {self.console}")
+            self._agent.settimeout(min(left, 1))
+            try:
+                data = self._agent.recv(65536)
+            except socket.timeout:
+                continue
+            except ConnectionError:
+                data = b""
+            if not data:
+                raise LabError(f"{self.name}: guest is gone, see {self.console}"
+                               f" and {self.qemu_log}")
+            self._buffer += data
+            return
+
+    def _frame(self, deadline: float) -> tuple[str, int, bytes]:
+        while b"\n" not in self._buffer:
+            self._read(deadline)
+        head, self._buffer = self._buffer.split(b"\n", 1)
+        kind, number = head.decode().split()
+        size = int(number) if kind == "out" else 0
+        while len(self._buffer) < size:
+            self._read(deadline)
+        payload, self._buffer = self._buffer[:size], self._buffer[size:]
+        return kind, int(number), payload
+
+    def sh(self, script: str, timeout: float = 30) -> str:
+        """Run a shell script in the guest; return its stdout and stderr."""
+        assert self._agent
+        data = script.encode()
+        deadline = time.monotonic() + timeout
+        self._agent.settimeout(timeout)
+        self._agent.sendall(b"run %d\n" % len(data) + data)
+        output = b""
+        while True:
+            kind, number, payload = self._frame(deadline)
+            output += payload
+            if kind == "end":
+                break
+        text = output.decode(errors="replace")
+        if number:
+            raise CommandError(" ".join(script.split()), number, text)
+        return text
+
+    def start(self, script: str) -> Job:
+        """Run one command in the guest's background."""
+        return Job(self, script)
+
+    def _pairs(self, path: str) -> Dict[str, int]:
+        return {line.split()[0].rstrip(":"): int(line.split()[1])
+                for line in self.sh(f"cat {path}").splitlines()}
+
+    def meminfo(self) -> Dict[str, int]:
+        """/proc/meminfo, in bytes."""
+        return {k: v * KIB for k, v in self._pairs("/proc/meminfo").items()}
+
+    def vmstat(self) -> Dict[str, int]:
+        """/proc/vmstat."""
+        return self._pairs("/proc/vmstat")
+
+    # QEMU's end.
+
+    def qmp(self, command: str, **args: Any) -> Any:
+        """A QMP command's result; its error is an exception."""
+        return self._vm.command(command, **args)
+
+    def status(self) -> str:
+        """The run state."""
+        return str(self.qmp("query-status")["status"])
+
+    def event(self, name: str, timeout: float = 30, match: Any = None) -> Any:
+        """Wait for a QMP event, or raise."""
+        try:
+            return self._vm.event_wait(name, timeout, match)
+        except asyncio.TimeoutError:
+            raise LabError(f"{self.name}: no event {name} in {timeout} s") from None
+
+    def wait_status(self, status: str, timeout: float = 30) -> None:
+        """Wait for a run state."""
+        deadline = time.monotonic() + timeout
+        while self.status() != status:
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: {self.status()}, not {status}")
+            time.sleep(0.01)
+
+    def stats(self) -> Dict[str, int]:
+        """The device's counters; none on a QEMU without them."""
+        for path in ("", "/virtio-backend"):
+            reply = self._vm.qmp("qom-get", path="/machine/peripheral/balloon0" + path,
+                                 property="page-bitmap-stats")
+            if "return" in reply:
+                return {k: int(v) for k, v in reply["return"].items()}
+        return {}
+
+    def actual(self) -> int:
+        """Bytes of memory that the balloon leaves to the guest."""
+        return int(self.qmp("query-balloon")["actual"])
+
+    def rss(self) -> int:
+        """Bytes of guest memory, and of QEMU's own, that the host backs."""
+        text = Path(f"/proc/{self.pid}/status").read_text("ascii")
+        kinds = ("RssAnon", "RssShmem", "HugetlbPages")
+        return sum(int(n) * KIB for kind, n in re.findall(r"(\w+):\s+(\d+) kB", text)
+                   if kind in kinds)
+
+    def faults(self) -> int:
+        """Page faults of QEMU that needed no input, one for each piece backed."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text("ascii").rsplit(")", 1)[1]
+        return int(fields.split()[7])
+
+    def cpu_seconds(self) -> Dict[str, float]:
+        """CPU time of QEMU: all of it, its main loop, its virtual CPUs."""
+        tick = os.sysconf("SC_CLK_TCK")
+
+        def seconds(path: Path) -> float:
+            fields = path.read_text("ascii").rsplit(")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / tick
+
+        process = Path(f"/proc/{self.pid}")
+        cpu = {"total": seconds(process / "stat"), "vcpu": 0.0,
+               "main": seconds(process / f"task/{self.pid}/stat")}
+        for task in (process / "task").iterdir():
+            if (task / "comm").read_text("ascii").startswith("CPU "):
+                cpu["vcpu"] += seconds(task / "stat")
+        return cpu
+
+    def set_target(self, size: int) -> None:
+        """Ask for a size without waiting for it."""
+        self.qmp("balloon", value=size)
+
+    def balloon(self, size: int, timeout: float = 120,
+                settle: float = 0, timed: bool = False) -> Move:
+        """Bring the guest to a size.
+
+        With settle, a size that stays the same for that many seconds will do.
+        The time is good to 20 ms. With timed it is that of the last change's
+        event: QEMU may hold that back for a second, but its time stamp is
+        exact, and so there is no need to poll closely and disturb the guest.
+        """
+        stats, cpu, rss = self.stats(), self.cpu_seconds(), self.rss()
+        first = last = self.actual()
+        self._vm.get_qmp_events(wait=False)
+        begin = changed = time.monotonic()
+        wall = time.time()
+        self.set_target(size)
+        while last != size:
+            time.sleep(0.02)
+            actual, now = self.actual(), time.monotonic()
+            if actual != last:
+                last, changed = actual, now
+            elif settle and now - changed > settle:
+                break
+            if last != size and now - begin > timeout:
+                raise LabError(f"{self.name}: balloon at {actual}, not {size}, "
+                               f"after {timeout} s, see {self.console}")
+        after, spent, backed = self.stats(), self.cpu_seconds(), self.rss()
+        seconds = changed - begin
+        if timed and last != first:
+            stamp = self.event("BALLOON_CHANGE", 5, {"data": {"actual": last}})["timestamp"]
+            seconds = stamp["seconds"] + stamp["microseconds"] / 1e6 - wall
+        return Move(seconds, last, {k: spent[k] - cpu[k] for k in cpu},
+                    {k: after[k] - (0 if k == "longest-hold-ns" else stats[k])
+                     for k in after}, backed - rss)
+
+    def reset(self, timeout: float = BOOT_SECONDS) -> None:
+        """Reset the machine, as its button does, and boot again."""
+        self.qmp("set-action", reboot="reset")
+        self._buffer = b""
+        self.qmp("system_reset")
+        self._boot(timeout)
+        self.qmp("set-action", reboot="shutdown")
+
+    def migrate_to(self, target: Guest, capabilities: Sequence[str] = (),
+                   parameters: Optional[Mapping[str, Any]] = None,
+                   rounds: int = 1, timeout: float = 120) -> Dict[str, Any]:
+        """Migrate live to a guest made with incoming=True; query-migrate's result.
+
+        With rounds, hardly any downtime is allowed before so many syncs of the log.
+        """
+        uri = f"unix:{target._dir}/migrate"
+        caps = [{"capability": c, "state": True} for c in capabilities]
+        for end in (self, target):
+            end.qmp("migrate-set-capabilities", capabilities=caps)
+            end.qmp("migrate-set-parameters", **(parameters or {}))
+        if rounds > 1:
+            self.qmp("migrate-set-parameters", **{"downtime-limit": 1})
+        target.qmp("migrate-incoming", uri=uri)
+        self.qmp("migrate", uri=uri)
+        deadline = time.monotonic() + timeout
+        while True:
+            info: Dict[str, Any] = self.qmp("query-migrate")
+            if info.get("status") == "completed":
+                break
+            if info.get("status") in ("failed", "cancelled"):
+                raise LabError(f"{self.name}: migration {info['status']}: "
+                               f"{info.get('error-desc', 'see ' + str(target.qemu_log))}")
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: no end of migration: {info}")
+            if rounds > 1 and info.get("ram", {}).get("dirty-sync-count", 0) >= rounds:
+                rounds = 1
+                self.qmp("migrate-set-parameters", **{"downtime-limit": 2000})
+            time.sleep(0.005)
+        target.wait_status("running")
+        return info
+
+    # The end.
+
+    def check_console(self) -> None:
+        """Raise if the guest's kernel complained, or QEMU about it."""
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        for line in text.splitlines():
+            if SPLAT.search(line):
+                raise LabError(f"'{line.strip()}' in {self.console}")
+
+    def _destroy(self) -> None:
+        if self._agent:
+            self._agent.close()
+            self._agent = None
+        if self._vm:
+            try:
+                self._vm.kill()
+            except Exception as err:  # pylint: disable=broad-except
+                print(f"# {self.name}: {err}", file=sys.stderr)
+            self._vm = None
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the guest, then judge its console."""
+        if self._vm:
+            self._destroy()
+            self.check_console()
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self.close()
+            return
+        self._destroy()
+        try:
+            self.check_console()
+        except LabError as splat:
+            print(f"# {splat}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    shell(*sys.argv[1:])
