@@ -4,9 +4,11 @@
 export BUILD ?= $(CURDIR)/build
 export CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/balloon
 export JOBS ?= $(shell nproc)
+# Debian's Python, which has the modules that the trees' own scripts want.
+export PATH := /usr/bin:$(PATH)
 
 lab := tools/testing/selftests/balloon/qemu
-lab-run = PATH=/usr/bin:$$PATH python3 $(lab)
+lab-run = python3 $(lab)
 
 .PHONY: help demo check bench shell artifacts tree export series mails steps \
 	kunit kselftest qtest sparse coccicheck checkpatch htmldocs lint clean deps

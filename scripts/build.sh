@@ -17,6 +17,8 @@
 # QEMU's own classes, and for ours qos-test. Downloads and finished builds live
 # in $CACHE, the latter under a hash of all that they were built from.
 set -euo pipefail
+# Debian's Python and meson, not private ones.
+export PATH=/usr/bin:$PATH
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 CACHE=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/balloon}
@@ -183,7 +185,7 @@ kernel() {
 install_guest() {
 	cp "$1/arch/x86/boot/bzImage" "$1/.config" "$2/"
 	local m
-	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit \
+	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
 		drivers/virtio/tests/virtio_balloon_bitmap_kunit; do
 		[ -e "$1/$m.ko" ] || continue
 		cp "$1/$m.ko" "$2/"
@@ -228,8 +230,6 @@ make_qemu() {
 	local obj=$BUILD/qemu-obj
 	mkdir -p "$obj"
 	cd "$obj"
-	# Debian's meson, not one of a private Python.
-	export PATH=/usr/bin:$PATH
 	[ -e build.ninja ] || step "configuring QEMU" "$obj.configure.log" ../qemu/configure \
 		--target-list=x86_64-softmmu --without-default-features --enable-system --enable-tcg \
 		--enable-kvm --disable-docs --disable-werror --meson=/usr/bin/meson

@@ -51,7 +51,7 @@ done
 run series-linux scripts/series.py --build "$BUILD" check linux
 run series-qemu scripts/series.py --build "$BUILD" check qemu
 tap qtest scripts/qtest.sh
-tap guests env PATH="/usr/bin:$PATH" python3 $lab/check.py
+tap guests python3 $lab/check.py
 
 summary="$passed passed, $failed failed"
 [ $skipped -eq 0 ] || summary="$summary, $skipped skipped"

@@ -7,7 +7,7 @@ need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-ut
 rsync perl python3 dpkg-dev patch
 meson ninja-build pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev
 qemu-system-x86 seabios busybox-static
-sparse coccinelle shellcheck codespell gnuplot-nox python3-sphinx libclang-rt-14-dev"
+sparse coccinelle shellcheck codespell gnuplot-nox python3-sphinx python3-ply python3-git"
 [ $# -eq 0 ] || need=$*
 
 missing=

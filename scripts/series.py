@@ -97,7 +97,14 @@ class Series:
                 die(f"{self.src} has uncommitted changes")
             self.git("checkout", "-q", "-B", "series", "pristine")
             if mails:
-                self.git("am", "-q", "--no-3way", "--committer-date-is-author-date", *map(str, mails))
+                try:
+                    self.git("am", "-q", "--no-3way", "--committer-date-is-author-date",
+                             *map(str, mails))
+                except SystemExit:
+                    self.git("am", "--abort")
+                    self.git("checkout", "-q", "--detach", "pristine")
+                    self.git("branch", "-q", "-D", "series")
+                    raise
             stamp.write_text(self.git("rev-parse", "series") + "\n" + want)
         self.link()
 
@@ -119,6 +126,8 @@ class Series:
         self.git("format-patch", "-q", *FORMAT, "-o", str(to), f"pristine..{tip}")
 
     def export(self) -> None:
+        if not self.commits():
+            die(f"{self.src} has no commits")
         for mail in self.mails():
             mail.unlink()
         self.write_patches("series", self.patches)

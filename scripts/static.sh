@@ -14,7 +14,7 @@ cd "$top"
 
 # Our C files of the kernel, and the existing ones that our patches change.
 ours() { scripts/series.py inputs linux | grep '\.[ch]$'; }
-objects="mm/page_bitmap.o mm/balloon_pages.o mm/tests/page_bitmap_kunit.o
+objects="mm/page_bitmap.o mm/balloon_pages.o mm/tests/page_bitmap_kunit.o mm/tests/balloon_pages_kunit.o
 	drivers/virtio/virtio_balloon_core.o drivers/virtio/virtio_balloon_bitmap.o
 	drivers/virtio/tests/virtio_balloon_bitmap_kunit.o"
 files="$(ours | tr '\n' ' ')drivers/virtio/virtio_balloon_core.c"
@@ -38,7 +38,7 @@ checkpatch() {
 	local kind mails
 	for kind in linux qemu; do
 		mails=$(scripts/series.py --build "$BUILD" mails $kind)
-		for mail in "$mails"/*.patch; do
+		for mail in "$mails"/[0-9]*[1-9]-*.patch; do
 			case $kind in
 			linux) perl "$src/scripts/checkpatch.pl" --root "$src" --strict --terse \
 				--no-summary --ignore FILE_PATH_CHANGES "$mail" ;;
@@ -86,12 +86,12 @@ htmldocs() {
 lint() {
 	git ls-files -z '*.sh' .ci/run scripts/build.sh scripts/static.sh | sort -zu | xargs -0 shellcheck
 	git ls-files -z '*.py' | xargs -0 python3 -m py_compile
-	git ls-files -z ':!COPYING' ':!patches' ':!qemu/patches' | xargs -0 codespell -L ans,te
+	git ls-files -z ':!COPYING' ':!patches' ':!qemu/patches' | xargs -0 codespell -L inflight
 	# Every file says its licence.
 	local file
 	git ls-files ':!COPYING' ':!README' ':!BASE' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' |
 	while read -r file; do
-		head -n 3 "$file" | grep -q SPDX-License-Identifier || { echo "$file: no SPDX line"; exit 1; }
+		head -n 24 "$file" | grep -q SPDX-License-Identifier || { echo "$file: no SPDX line"; exit 1; }
 	done
 }
 
@@ -116,7 +116,9 @@ steps() {
 }
 
 for check in "$@"; do
-	if "$check"; then
+	# Not "if $check": within a condition, a command that fails does not end it.
+	"$check" &
+	if wait $!; then
 		echo "ok - $check"
 	else
 		echo "not ok - $check"

@@ -205,6 +205,7 @@ static struct kunit_suite page_bitmap_suite = {
 	.exit = page_bitmap_test_exit,
 	.test_cases = page_bitmap_cases,
 };
+
 kunit_test_suite(page_bitmap_suite);
 
 MODULE_DESCRIPTION("KUnit tests for page_bitmap");

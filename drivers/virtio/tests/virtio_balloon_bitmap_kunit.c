@@ -207,6 +207,7 @@ static struct kunit_suite balloon_suite = {
 	.exit = balloon_test_exit,
 	.test_cases = balloon_cases,
 };
+
 kunit_test_suite(balloon_suite);
 
 MODULE_IMPORT_NS(EXPORTED_FOR_KUNIT_TESTING);

@@ -27,7 +27,7 @@
 #define HUGE_SIZE	(2UL << 20)
 
 static size_t page_size;
-static volatile sig_atomic_t stop;
+static sig_atomic_t stop;	/* set by a signal handler */
 
 static void die(const char *fmt, ...)
 {
@@ -51,10 +51,10 @@ static size_t parse_size(const char *s)
 	switch (*end) {
 	case 'G':
 		n <<= 10;
-		/* fall through */
+		__attribute__((__fallthrough__));
 	case 'M':
 		n <<= 10;
-		/* fall through */
+		__attribute__((__fallthrough__));
 	case 'K':
 		n <<= 10;
 		end++;
@@ -100,7 +100,7 @@ static void touch(char *p, size_t size)
 	size_t i;
 
 	for (i = 0; i < size; i += page_size)
-		*(volatile char *)(p + i) = 1;
+		p[i] = 1;
 }
 
 static void ready(void)
@@ -223,13 +223,13 @@ static void verify_stamp(struct stamped *s, size_t page)
 		}
 	}
 	if (i < page_size / sizeof(*w))
-		die("page %zu at %p, word %zu: expected generation %u, found page %lu generation %lu, word %#lx",
-		    page, (void *)w, i, s->gen[page], w[0], w[1], w[i]);
+		die("page %zu, word %zu: not generation %u, but page %lu generation %lu, %#lx",
+		    page, i, s->gen[page], w[0], w[1], w[i]);
 }
 
 static void on_term(int sig)
 {
-	stop = 1;
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
 }
 
 static void stamp(size_t size, unsigned long seconds)
@@ -246,7 +246,7 @@ static void stamp(size_t size, unsigned long seconds)
 		write_stamp(&s, i);
 	ready();
 
-	while (!stop && (!seconds || time(NULL) < end)) {
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED) && (!seconds || time(NULL) < end)) {
 		x = mix(x + 0x9e3779b97f4a7c15ULL);
 		i = (x >> 1) % s.nr;
 		verify_stamp(&s, i);

@@ -192,7 +192,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
             ram += ["hugetlb=on", "hugetlbsize=2M"]
         args += ["-object", ",".join(ram)]
         machine += ",memory-backend=ram0"
-    args += ["-machine", machine]
+    args += ["-machine", machine, "-global", "virtio-mmio.force-legacy=off"]
     device = [f"virtio-balloon-{bus}", "id=balloon0"]
     if hotplug:
         args += ["-device", "pcie-root-port,id=slot0,chassis=1"]
@@ -386,7 +386,12 @@ class Guest:
 
     def qmp(self, command: str, **args: Any) -> Any:
         """A QMP command's result; its error is an exception."""
-        return self._vm.command(command, **args)
+        # pylint: disable=import-error, import-outside-toplevel
+        from qemu.qmp import QMPError  # type: ignore
+        try:
+            return self._vm.command(command, **args)
+        except QMPError as error:
+            raise LabError(f"{self.name}: {command}: {error}, see {self.qemu_log}") from error
 
     def status(self) -> str:
         """The run state."""
