@@ -151,7 +151,7 @@ key() {
 finished() {
 	local dir=$CACHE/$1-$2
 	if [ ! -e "$dir/done" ]; then
-		rm -rf "$dir" "$dir.tmp"
+		rm -rf "$dir" "$CACHE/$1"-*.tmp
 		mkdir -p "$dir.tmp"
 		"$3" "$dir.tmp"
 		touch "$dir.tmp/done"
@@ -250,19 +250,25 @@ tree() {
 	python3 "$top/scripts/series.py" --build "$BUILD" tree "$1" >&2
 }
 
-for name in "$@"; do
-	case $name in
-	guest)		from=$(fetch_linux) files="$(inputs linux) $lab/guest.config" ;;
-	guest-debug)	from=$(fetch_linux) files="$(inputs linux) $lab/guest.config $lab/debug.config" ;;
-	guest-stock)	from=$(fetch_linux) files=$lab/guest.config ;;
-	guest-debian)	from=$(fetch_debian_kernel) files= ;;
-	qemu)		from=$(fetch_qemu "$(base qemu)") files=$(inputs qemu) ;;
-	qemu-debian)	from=$(dpkg-query -W qemu-system-x86) files= ;;
-	sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
-	tree)		tree linux; tree qemu; continue ;;
-	configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$lab/guest.config"; continue ;;
-	*)		say "build.sh: no such thing: $name"; exit 2 ;;
-	esac
-	# shellcheck disable=SC2086 # from on purpose
-	finished "$name" "$(key "${from##*/}" -- $files)" "make_${name//-/_}"
-done
+main() {
+	local name from files
+	for name in "$@"; do
+		case $name in
+		guest)		from=$(fetch_linux) files="$(inputs linux) $lab/guest.config" ;;
+		guest-debug)	from=$(fetch_linux) files="$(inputs linux) $lab/guest.config $lab/debug.config" ;;
+		guest-stock)	from=$(fetch_linux) files=$lab/guest.config ;;
+		guest-debian)	from=$(fetch_debian_kernel) files= ;;
+		qemu)		from=$(fetch_qemu "$(base qemu)") files=$(inputs qemu) ;;
+		qemu-debian)	from=$(dpkg-query -W qemu-system-x86) files= ;;
+		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
+		tree)		tree linux; tree qemu; continue ;;
+		configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$lab/guest.config"; continue ;;
+		*)		say "build.sh: no such thing: $name"; exit 2 ;;
+		esac
+		# shellcheck disable=SC2086 # from on purpose
+		finished "$name" "$(key "${from##*/}" -- $files)" "make_${name//-/_}"
+	done
+}
+
+# On one line: the shell has read all of the script before it does anything.
+main "$@"; exit
