@@ -270,5 +270,4 @@ main() {
 	done
 }
 
-# On one line: the shell has read all of the script before it does anything.
-main "$@"; exit
+main "$@"
