@@ -133,18 +133,16 @@ unpack() {
 	mv "$tree.tmp" "$tree"
 }
 
-# The files that a series is made of.
-inputs() { python3 "$top/scripts/series.py" inputs "$1"; }
-
-# A hash of files of the repository and of words: key WORD... -- FILE...
+# A hash of what a build is made of: key SOURCE SERIES CONFIG...
 key() {
-	local words=()
-	while [ "$1" != -- ]; do
-		words+=("$1")
-		shift
-	done
-	shift
-	(cd "$top" && { echo "${words[@]}"; sha256sum scripts/build.sh "$@"; } | sha256sum | cut -c -16)
+	local from=${1##*/} series=$2
+	shift 2
+	cd "$top"
+	{
+		echo "$from"
+		[ "$series" = none ] || python3 scripts/series.py key "$series"
+		cat scripts/build.sh "$@"
+	} | sha256sum | cut -c -16
 }
 
 # Take a finished build from the cache or make it: finished NAME HASH FUNCTION
@@ -172,6 +170,11 @@ configure() {
 		cat "$@" >"$obj/.balloon-config"
 	fi
 	make -C "$src" O="$obj" olddefconfig >>"$obj.config.log" 2>&1
+	# A dependency that is missing drops an option without a word.
+	local lost
+	lost=$(cat "$@" | grep '^CONFIG_.*=' | grep -vxFf "$obj/.config" || true)
+	[ "$src" != "$BUILD/linux-stock" ] || lost=$(grep -v KUNIT_TEST <<<"$lost" || true)
+	[ -z "$lost" ] || { say "options that did not make it: $lost"; exit 1; }
 }
 
 # kernel SOURCE OBJECTS CONFIG... : configure and build
@@ -251,22 +254,21 @@ tree() {
 }
 
 main() {
-	local name from files
+	local name hash c=$lab
 	for name in "$@"; do
 		case $name in
-		guest)		from=$(fetch_linux) files="$(inputs linux) $lab/guest.config" ;;
-		guest-debug)	from=$(fetch_linux) files="$(inputs linux) $lab/guest.config $lab/debug.config" ;;
-		guest-stock)	from=$(fetch_linux) files=$lab/guest.config ;;
-		guest-debian)	from=$(fetch_debian_kernel) files= ;;
-		qemu)		from=$(fetch_qemu "$(base qemu)") files=$(inputs qemu) ;;
-		qemu-debian)	from=$(dpkg-query -W qemu-system-x86) files= ;;
+		guest)		hash=$(key "$(fetch_linux)" linux $c/guest.config) ;;
+		guest-debug)	hash=$(key "$(fetch_linux)" linux $c/guest.config $c/debug.config) ;;
+		guest-stock)	hash=$(key "$(fetch_linux)" none $c/guest.config) ;;
+		guest-debian)	hash=$(key "$(fetch_debian_kernel)" none) ;;
+		qemu)		hash=$(key "$(fetch_qemu "$(base qemu)")" qemu) ;;
+		qemu-debian)	hash=$(key "$(dpkg-query -W qemu-system-x86)" none) ;;
 		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
 		tree)		tree linux; tree qemu; continue ;;
-		configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$lab/guest.config"; continue ;;
+		configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$c/guest.config"; continue ;;
 		*)		say "build.sh: no such thing: $name"; exit 2 ;;
 		esac
-		# shellcheck disable=SC2086 # from on purpose
-		finished "$name" "$(key "${from##*/}" -- $files)" "make_${name//-/_}"
+		finished "$name" "$hash" "make_${name//-/_}"
 	done
 }
 

@@ -7,7 +7,8 @@ files that it adds live whole in the repository and are named by "Adds:"
 trailers. The source tree under the build folder has one commit for each patch,
 and links to our files.
 
-  series.py inputs KIND   the files that the series is made of
+  series.py inputs KIND   our files that are compiled
+  series.py key KIND      a hash of all that is compiled
   series.py tree KIND     apply the patches to the source tree, link our files
   series.py export KIND   write the commits of the source tree back to patches/
   series.py mails KIND    compose the complete mails under the build folder
@@ -15,6 +16,7 @@ and links to our files.
   series.py stat KIND     lines added to and removed from existing files
 """
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -71,10 +73,18 @@ class Series:
         return out
 
     def inputs(self) -> list[str]:
-        paths = [self.files / p for p in self.claims()] + self.mails()
-        # What runs in a guest or drives it does not change what is built.
-        return [str(p.relative_to(TOP)) for p in paths
-                if "tools/testing" not in str(p) and "Documentation" not in str(p)]
+        """Our files that change what is built: not what only runs, or is read."""
+        return [str((self.files / p).relative_to(TOP)) for p in self.claims()
+                if not p.startswith(("tools/testing", "Documentation"))]
+
+    def key(self) -> str:
+        """A hash of all that is built: our files and the diffs, not their messages."""
+        key = hashlib.sha256()
+        for path in self.inputs():
+            key.update(path.encode() + b"\0" + (TOP / path).read_bytes())
+        for mail in self.mails():
+            key.update(mail.read_bytes().partition(b"\ndiff --git")[2])
+        return key.hexdigest()[:16]
 
     def commits(self) -> list[str]:
         return self.git("rev-list", "--reverse", "pristine..series").split()
@@ -215,12 +225,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=TOP / "build")
-    parser.add_argument("verb", choices=["inputs", "tree", "export", "mails", "check", "stat"])
+    parser.add_argument("verb", choices=["inputs", "key", "tree", "export", "mails", "check", "stat"])
     parser.add_argument("kind", choices=list(PATCHES))
     args = parser.parse_args()
     series = Series(args.kind, args.build.resolve())
     if args.verb == "inputs":
         print("\n".join(series.inputs()))
+    elif args.verb == "key":
+        print(series.key())
     elif args.verb == "mails":
         print(series.write_mails())
     else:

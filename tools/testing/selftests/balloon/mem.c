@@ -5,6 +5,7 @@
  *	touch SIZE		write to every page, then exit
  *	hold SIZE		the same, then keep it until killed
  *	fragment SIZE KEEP	the same, but keep one page in KEEP only
+ *	scatter SIZE KEEP	the same, the others given back in no order
  *	thp SIZE		print how many huge pages a region of SIZE gets
  *	stamp SIZE [SECONDS]	keep rewriting pages and verifying their content;
  *				SIGTERM or the end of SECONDS: verify them all
@@ -25,6 +26,8 @@
 #include <unistd.h>
 
 #define HUGE_SIZE	(2UL << 20)
+/* A prime: multiples of it visit every one of fewer groups, far apart. */
+#define SCATTER_STRIDE	1000003UL
 
 static size_t page_size;
 static sig_atomic_t stop;	/* set by a signal handler */
@@ -128,22 +131,23 @@ static size_t resident_pages(void)
 	return resident;
 }
 
-static void fragment(size_t size, unsigned long keep)
+static void fragment(size_t size, unsigned long keep, unsigned long stride)
 {
 	char *p = map_base_pages(size);
-	size_t before = resident_pages(), group = keep * page_size, i, n, kept;
+	size_t before = resident_pages(), group = keep * page_size;
+	size_t nr = size / group, kept, i;
 
-	touch(p, size);
-	for (i = 0; i < size; i += group) {
-		n = size - i < group ? size - i : group;
-		if (n > page_size &&
-		    madvise(p + i + page_size, n - page_size, MADV_DONTNEED))
+	touch(p, nr * group);
+	for (i = 0; i < nr && keep > 1; i++) {
+		char *first = p + i * stride % nr * group;
+
+		if (madvise(first + page_size, group - page_size, MADV_DONTNEED))
 			die("madvise(MADV_DONTNEED): %s", strerror(errno));
 	}
 	/* Counters of resident pages lag behind by some pages a CPU. */
 	kept = resident_pages() - before;
-	if (kept > size / group + 1024)
-		die("%zu pages remain instead of %zu", kept, size / group);
+	if (kept > nr + 1024)
+		die("%zu pages remain instead of %zu", kept, nr);
 	stay();
 }
 
@@ -268,7 +272,7 @@ int main(int argc, char **argv)
 
 	page_size = sysconf(_SC_PAGESIZE);
 	if (argc < 3)
-		die("usage: touch|hold|thp SIZE, fragment SIZE KEEP, stamp SIZE [SECONDS]");
+		die("usage: touch|hold|thp SIZE, fragment|scatter SIZE KEEP, stamp SIZE [SECONDS]");
 	size = parse_size(argv[2]);
 
 	if (!strcmp(verb, "touch") || !strcmp(verb, "hold")) {
@@ -277,7 +281,9 @@ int main(int argc, char **argv)
 		if (verb[0] == 'h')
 			stay();
 	} else if (!strcmp(verb, "fragment") && argc == 4) {
-		fragment(size, parse_number(argv[3]));
+		fragment(size, parse_number(argv[3]), 1);
+	} else if (!strcmp(verb, "scatter") && argc == 4) {
+		fragment(size, parse_number(argv[3]), SCATTER_STRIDE);
 	} else if (!strcmp(verb, "thp")) {
 		thp(size);
 	} else if (!strcmp(verb, "stamp")) {
