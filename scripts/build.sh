@@ -236,9 +236,9 @@ make_qemu() {
 	[ -e build.ninja ] || step "configuring QEMU" "$obj.configure.log" ../qemu/configure \
 		--target-list=x86_64-softmmu --without-default-features --enable-system --enable-tcg \
 		--enable-kvm --disable-docs --disable-werror --meson=/usr/bin/meson
-	step "building QEMU" "$obj.log" ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test
+	step "building QEMU" "$obj.log" ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test tests/qtest/migration-tcg-test
 	cd "$top"
-	cp "$obj/qemu-system-x86_64" "$obj/tests/qtest/qos-test" "$1/"
+	cp "$obj/qemu-system-x86_64" "$obj/tests/qtest/qos-test" "$obj/tests/qtest/migration-tcg-test" "$1/"
 	cp -rL "$BUILD/qemu/python" "$1/python"
 }
 

@@ -1,23 +1,32 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# The tests of the device by itself, under QEMU's own qos-test; output is TAP.
+# The tests of the device by itself, under QEMU's own qtest; output is TAP.
 set -eu
 cd "$(dirname "$0")/.."
 qemu=$(scripts/build.sh qemu)
 QTEST_QEMU_BINARY=$qemu/qemu-system-x86_64
 export QTEST_QEMU_BINARY
-tests=$("$qemu/qos-test" -l 2>/dev/null | grep -E '/virtio-balloon[^/]*(/virtio-balloon-tests)?/' || true)
-[ -n "$tests" ] || { echo "not ok - qos-test has no test of the balloon"; exit 1; }
 n=0 bad=0
-for t in $tests; do
+
+# one PROGRAM TEST
+one() {
 	n=$((n + 1))
-	if out=$(timeout 120 "$qemu/qos-test" -p "$t" 2>&1) && echo "$out" | grep -q "^ok 1"; then
-		echo "ok $n - $t"
+	if out=$(timeout 180 "$qemu/$1" -p "$2" 2>&1) && echo "$out" | grep -q "^ok 1"; then
+		echo "ok $n - $2$(echo "$out" | sed -n 's/^ok 1.*\( # SKIP.*\)/\1/p')"
 	else
 		echo "$out" | sed 's/^/# /'
-		echo "not ok $n - $t"
+		echo "not ok $n - $2"
 		bad=1
 	fi
+}
+
+tests=$("$qemu/qos-test" -l 2>/dev/null | grep '^/.*/virtio-balloon-pci-tests/' || true)
+[ -n "$tests" ] || { echo "not ok - qos-test has no test of the balloon"; exit 1; }
+for t in $tests; do
+	one qos-test "$t"
+done
+for t in $("$qemu/migration-tcg-test" -l 2>/dev/null); do
+	one migration-tcg-test "$t"
 done
 echo "1..$n"
 exit $bad

@@ -34,6 +34,11 @@ def fragmented(guest: Guest) -> None:
     guest.start("balloon_mem fragment 6656M 32").wait_ready(300)
 
 
+def scattered(guest: Guest) -> None:
+    """The same, but with the other pages freed all over, in no order."""
+    guest.start("balloon_mem scatter 6656M 32").wait_ready(300)
+
+
 class Case(NamedTuple):
     """What is measured, and by how much on must beat off: None if not said."""
 
@@ -53,6 +58,7 @@ CASES = [
     Case("fresh", "8 GiB, 7 not backed", inflate=12, deflate=4),
     Case("backed", "8 GiB, 7 backed", each=touched, inflate=30, deflate=4),
     Case("fragmented", "8 GiB, 1 page in 32 in use", keep=3 * GIB // 2, once=fragmented, inflate=3),
+    Case("scattered", "the same, freed in no order", keep=3 * GIB // 2, once=scattered),
     Case("init", "8 GiB, init_on_alloc=1", append="init_on_alloc=1", inflate=80),
     Case("small", "2 GiB, 1 not backed", memory=2 * GIB),
     Case("large", "32 GiB, 31 not backed", memory=32 * GIB, runs=0.4),
