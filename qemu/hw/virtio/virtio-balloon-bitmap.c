@@ -313,7 +313,29 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
     BalloonBitmapQueue *q = &b->queue[n];
     VirtQueue *vq = virtio_get_queue(b->vdev, n);
 
-    while (s->work > 0 && s->bytes > 0) {
+    for (;;) {
+        /* What costs little is done even at the end of the slice. */
+        if (q->elem && !q->run_complete) {
+            if (q->next_bit < q->nr_bits) {
+                balloon_bitmap_next_bits(b, q);
+                continue;
+            }
+            if (q->offset == q->size && q->run_start != q->run_end) {
+                q->run_complete = true;
+                continue;
+            }
+            if (q->offset == q->size) {
+                virtqueue_push(vq, q->elem, 0);
+                virtio_notify(b->vdev, vq);
+                g_free(q->elem);
+                q->elem = NULL;
+                continue;
+            }
+        }
+
+        if (s->work <= 0 || s->bytes <= 0) {
+            return !q->elem && virtio_queue_empty(vq);
+        }
         if (!q->elem) {
             if (!balloon_bitmap_pop(b, q, vq)) {
                 return true;
@@ -322,21 +344,11 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
         } else if (q->run_complete) {
             balloon_bitmap_apply(b, q, s);
             q->run_complete = q->run_start != q->run_end;
-        } else if (q->next_bit < q->nr_bits) {
-            balloon_bitmap_next_bits(b, q);
-        } else if (q->offset < q->size) {
+        } else {
             balloon_bitmap_next_record(b, q);
             s->work--;
-        } else if (q->run_start != q->run_end) {
-            q->run_complete = true;
-        } else {
-            virtqueue_push(vq, q->elem, 0);
-            virtio_notify(b->vdev, vq);
-            g_free(q->elem);
-            q->elem = NULL;
         }
     }
-    return false;
 }
 
 static void balloon_bitmap_schedule(BalloonBitmap *b)

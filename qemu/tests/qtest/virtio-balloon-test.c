@@ -620,6 +620,13 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 128 * MiB);
     g_assert_cmpint(grown(&b, "bh-calls"), >=, 1);
 
+    /* A message that takes the whole of a slice is done at its end. */
+    forget(&b);
+    add_record(msg, 12, AREA_PFN, UINT64_MAX, 2048);
+    transmit(&b, INFLATE, msg);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 64 * MiB);
+    g_assert_cmpint(grown(&b, "bh-calls"), ==, 0);
+
     /* By skipped runs and by bad records */
     forget(&b);
     add_record(msg, 12, 1ull << 40, 0x5555555555555555, 4096);
