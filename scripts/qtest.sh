@@ -4,7 +4,17 @@
 set -eu
 cd "$(dirname "$0")/.."
 qemu=$(scripts/build.sh qemu)
-QTEST_QEMU_BINARY=$qemu/qemu-system-x86_64
+
+# A QEMU from the build folder finds no firmware by itself, and the tests take
+# the architecture from its name.
+wrapper=${BUILD:-$PWD/build}/qtest
+mkdir -p "$wrapper"
+QTEST_QEMU_BINARY=$wrapper/qemu-system-x86_64
+cat >"$QTEST_QEMU_BINARY" <<END
+#!/bin/sh
+exec "$qemu/qemu-system-x86_64" -L /usr/share/seabios -L /usr/share/qemu -vga none "\$@"
+END
+chmod +x "$QTEST_QEMU_BINARY"
 export QTEST_QEMU_BINARY
 n=0 bad=0
 

@@ -9,12 +9,14 @@ Results are TAP. Logs of each test are in a folder of its own under
 from __future__ import annotations
 
 import argparse
+import base64
 import fnmatch
 import itertools
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -660,6 +662,28 @@ def kunit(run: Run) -> None:
         passed = re.findall(r"^ok ", results, re.M)
         require(not failed, f"{failed}")
         require(len(passed) >= len(suites), f"{len(passed)} suites passed of {suites}")
+
+
+@test
+def kselftest(run: Run) -> None:
+    """the kselftest of the guest, at several sizes of the balloon"""
+    tree = BUILD.parent / "linux" / "tools/testing/selftests/balloon"
+    if not tree.is_dir():
+        raise Skip("the kernel's source is not unpacked: make tree")
+    out = run.logs / "kselftest"
+    out.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["make", "-s", "-C", tree, f"OUTPUT={out}", "all"], check=True,
+                   stdout=sys.stderr)
+    program = base64.b64encode((out / "balloon_test").read_bytes()).decode()
+    with run.guest() as guest:
+        for at in range(0, len(program), 60000):
+            guest.sh(f"echo {program[at:at + 60000]} | base64 -d >> /tmp/balloon_test")
+        guest.sh("chmod +x /tmp/balloon_test")
+        for size in (1024, 300, 777, 1024):
+            guest.balloon(size * MIB)
+            tap = guest.sh("/tmp/balloon_test 2>&1 || true", 60)
+            (run.logs / f"kselftest-{size}.tap").write_text(tap, "utf-8")
+            require(re.search(r"^# .*pass:3 fail:0 ", tap, re.M) is not None, tap)
 
 
 @test
