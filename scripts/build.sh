@@ -57,8 +57,8 @@ fetch_deb() {
 	local pkg=$1 version=$2 file
 	file=$(find "$dl" -name "${pkg}_${version}_*.deb" | head -n 1)
 	if [ -z "$file" ]; then
-		(cd "$dl" && apt-get -q download "$pkg=$version" >&2 2>/dev/null) ||
-			(cd "$dl" && apt-get -q download "$pkg" >&2)
+		(cd "$dl" && apt-get -qq download "$pkg=$version" >/dev/null 2>&1) ||
+			(cd "$dl" && apt-get -qq download "$pkg" >/dev/null)
 		file=$(find "$dl" -name "${pkg}_*.deb" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
 	fi
 	[ -n "$file" ] || { say "cannot download $pkg"; exit 1; }
@@ -88,11 +88,11 @@ fetch_qemu() {
 			list=$dl/apt/src.list
 			sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >"$list"
 		fi
-		local opts=(-q -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::sourcelist="$list"
+		local opts=(-qq -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::sourcelist="$list"
 			-o Dir::State::lists="$apt/lists")
-		apt-get "${opts[@]}" update >&2
+		apt-get "${opts[@]}" update >/dev/null
 		(cd "$dl" && { apt-get "${opts[@]}" --download-only source "qemu=$version" ||
-			apt-get "${opts[@]}" --download-only source qemu; } >&2)
+			apt-get "${opts[@]}" --download-only source qemu; } >/dev/null)
 		dsc=$(find "$dl" -name 'qemu_7.2*.dsc' -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
 	fi
 	[ -n "$dsc" ] || { say "cannot download the source of QEMU"; exit 1; }
@@ -116,7 +116,7 @@ unpack() {
 		say "unpacking $(basename "$from")"
 		dpkg-source --no-check -x "$from" "$tree.tmp/src" >/dev/null 2>&1
 		mv "$tree.tmp/src" "$tree"
-		rmdir "$tree.tmp"
+		rm -r "$tree.tmp"
 		mv "$tree" "$tree.tmp" ;;
 	esac
 	cd "$tree.tmp"
@@ -133,15 +133,16 @@ unpack() {
 	mv "$tree.tmp" "$tree"
 }
 
-# A hash of what a build is made of: key SOURCE SERIES CONFIG...
+# A hash of what a build is made of: key NAME SOURCE SERIES CONFIG...
 key() {
-	local from=${1##*/} series=$2
-	shift 2
+	local make=make_${1//-/_} from=${2##*/} series=$3
+	shift 3
 	cd "$top"
 	{
 		echo "$from"
 		[ "$series" = none ] || python3 scripts/series.py key "$series"
-		cat scripts/build.sh "$@"
+		cat /dev/null "$@"
+		declare -f configure kernel install_guest "$make"
 	} | sha256sum | cut -c -16
 }
 
@@ -257,12 +258,12 @@ main() {
 	local name hash c=$lab
 	for name in "$@"; do
 		case $name in
-		guest)		hash=$(key "$(fetch_linux)" linux $c/guest.config) ;;
-		guest-debug)	hash=$(key "$(fetch_linux)" linux $c/guest.config $c/debug.config) ;;
-		guest-stock)	hash=$(key "$(fetch_linux)" none $c/guest.config) ;;
-		guest-debian)	hash=$(key "$(fetch_debian_kernel)" none) ;;
-		qemu)		hash=$(key "$(fetch_qemu "$(base qemu)")" qemu) ;;
-		qemu-debian)	hash=$(key "$(dpkg-query -W qemu-system-x86)" none) ;;
+		guest)		hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config) ;;
+		guest-debug)	hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config $c/debug.config) ;;
+		guest-stock)	hash=$(key "$name" "$(fetch_linux)" none $c/guest.config) ;;
+		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
+		qemu)		hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
+		qemu-debian)	hash=$(key "$name" "$(dpkg-query -W qemu-system-x86)" none) ;;
 		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
 		tree)		tree linux; tree qemu; continue ;;
 		configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$c/guest.config"; continue ;;
