@@ -18,8 +18,8 @@
 
 /*
  * Free memory above all reserves that is taken page by page, from the smallest
- * blocks on. Were the largest blocks taken to the end, the reserves would be
- * left in crumbs, and the guest could not even start a thread.
+ * blocks on. Were the largest blocks taken to the end, the guest would be left
+ * with crumbs.
  */
 #define BALLOON_SINGLE_PAGES	(SZ_32M >> PAGE_SHIFT)
 
@@ -29,8 +29,9 @@
  * @nr_pages: number of pages wanted
  *
  * Takes blocks of the largest order that the free lists have, and splits them
- * at once into base pages. The last free memory is taken page by page, and
- * when there is none, by any means that balloon_page_alloc() has. Neighbours in memory are neighbours on the
+ * at once into base pages. The last free memory is taken page by page, and then
+ * what balloon_page_alloc() can reclaim, until none is available above the
+ * guest's reserves. Neighbours in memory are neighbours on the
  * list, so that the host can be told about few, long ranges.
  *
  * The pages are not initialised, not even with init_on_alloc. They must not
@@ -52,8 +53,15 @@ size_t balloon_page_list_alloc(struct list_head *pages, size_t nr_pages)
 		struct page *page;
 		unsigned int i;
 
-		if (nr_free_pages() < totalreserve_pages + BALLOON_SINGLE_PAGES)
+		if (nr_free_pages() < totalreserve_pages + BALLOON_SINGLE_PAGES) {
+			/*
+			 * The reserves are the guest's. With nothing to reclaim
+			 * it could not even start a thread without them.
+			 */
+			if (si_mem_available() <= 0)
+				break;
 			order = 0;
+		}
 		order = min_t(unsigned int, order, ilog2(nr_pages - got));
 		page = alloc_pages_uninit(gfp, order);
 		if (!page && order) {
