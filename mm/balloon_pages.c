@@ -31,8 +31,8 @@
  * Takes blocks of the largest order that the free lists have, and splits them
  * at once into base pages. The last free memory is taken page by page, and then
  * what balloon_page_alloc() can reclaim, until none is available above the
- * guest's reserves. Neighbours in memory are neighbours on the
- * list, so that the host can be told about few, long ranges.
+ * guest's reserves. Neighbours in memory are neighbours on the list, so that
+ * the host can be told about few, long ranges.
  *
  * The pages are not initialised, not even with init_on_alloc. They must not
  * go anywhere but into a balloon, and from there through the page allocator.

@@ -251,7 +251,7 @@ def deflated_content(run: Run) -> None:
         guest.start("balloon_mem stamp 800M 4").wait_ready().finish(sig="CONT")
 
 
-@variants(*((kernel, qemu) for kernel in ("guest", "guest-stock", "guest-debian")
+@variants(*((kernel, qemu) for kernel in ("guest", "guest-debian")
             for qemu in ("qemu", "qemu-debian")))
 def pair(run: Run, names: Any) -> None:
     """{}: bitmaps where both know them, PFN arrays elsewhere"""
