@@ -27,7 +27,7 @@ run() {
 tap() {
 	local log=$logs/$1.log
 	shift
-	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" | grep -vE '^[0-9]+ passed'
+	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" | grep --line-buffered -vE '^[0-9]+ passed'
 	local status=${PIPESTATUS[0]} fail skip all
 	all=$(grep -cE '^(not )?ok\b' "$log")
 	fail=$(grep -cE '^not ok\b' "$log")

@@ -35,7 +35,7 @@ tests=$("$qemu/qos-test" -l 2>/dev/null | grep '^/.*/virtio-balloon-pci-tests/' 
 for t in $tests; do
 	one qos-test "$t"
 done
-for t in $("$qemu/migration-tcg-test" -l 2>/dev/null); do
+for t in $("$qemu/migration-tcg-test" -l 2>/dev/null | grep '^/'); do
 	one migration-tcg-test "$t"
 done
 echo "1..$n"

@@ -19,7 +19,7 @@
 #define F_VERSION_1	32
 
 /* A counter of /proc/vmstat, or -1. */
-static long vmstat(const char *name)
+static long vm_event(const char *name)
 {
 	FILE *f = fopen("/proc/vmstat", "r");
 	char key[64];
@@ -83,7 +83,7 @@ TEST(features)
 /* Every page of the balloon is marked as offline, and no other page is. */
 TEST(offline)
 {
-	long in = vmstat("balloon_inflate"), out = vmstat("balloon_deflate");
+	long in = vm_event("balloon_inflate"), out = vm_event("balloon_deflate");
 	long nr, mixed;
 
 	if (in < 0 || out < 0)

@@ -91,7 +91,7 @@ static bool read_file(const char *path, char *buf, size_t size)
 	return true;
 }
 
-static int spawn(char *const argv[], int out)
+static int spawn(const char *const argv[], int out)
 {
 	sigset_t none;
 	int null;
@@ -111,7 +111,7 @@ static int spawn(char *const argv[], int out)
 	} else {
 		ioctl(STDIN_FILENO, TIOCSCTTY, 1);
 	}
-	execv(argv[0], argv);
+	execv(argv[0], (char *const *)argv);
 	_exit(127);
 }
 
@@ -195,7 +195,7 @@ static ssize_t forward(int port, int from)
 
 static void run(int port, const char *script)
 {
-	char *argv[] = { "/bin/sh", "-c", (char *)script, NULL };
+	const char *argv[4] = { "/bin/sh", "-c", script, NULL };
 	struct pollfd pfd = { .events = POLLIN };
 	int fds[2], status = 127;
 	bool ended = false;
@@ -288,7 +288,7 @@ static void serve(int port)
 
 static void install_applets(void)
 {
-	char *argv[] = { "/bin/busybox", "--install", "-s", "/bin", NULL };
+	static const char *const argv[] = { "/bin/busybox", "--install", "-s", "/bin", NULL };
 	pid_t pid = spawn(argv, STDERR_FILENO);
 	int status;
 
@@ -298,7 +298,7 @@ static void install_applets(void)
 
 int main(void)
 {
-	char *shell[] = { "/bin/sh", "-c", "load_modules; exec sh -i", NULL };
+	static const char *const shell[] = { "/bin/sh", "-c", "load_modules; exec sh -i", NULL };
 	struct sigaction sa = { .sa_handler = on_signal };
 	char cmdline[4096] = "";
 	sigset_t chld;
