@@ -517,12 +517,12 @@ def hugetlb(run: Run) -> None:
 def no_memory(run: Run, kind: str) -> None:
     """{}: the balloon's own allocations fail, the balloon goes on"""
     needs("guest-debug", "FAULT_INJECTION_DEBUG_FS", kind.upper())
-    with run.guest(kernel="guest-debug", memory=1280 * MIB) as guest:
+    with run.guest(kernel="guest-debug", memory=1792 * MIB) as guest:
         stamp = guest.start("balloon_mem stamp 64M").wait_ready()
         # Single pages from all over: a message has more windows than segments.
         guest.start("balloon_mem scatter 800M 2").wait_ready(120)
         before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
-        guest.balloon(1200 * MIB)
+        guest.balloon(1700 * MIB)
         # The workers that are there, so that the balloon's is among them. Of
         # pages, orders above 0 only.
         guest.sh(f"""
@@ -536,15 +536,15 @@ def no_memory(run: Run, kind: str) -> None:
             [ ! -e min-order ] || {{ echo 1 > min-order; echo N > ignore-gfp-highmem; }}
             echo 0 > verbose; echo 1000000 > times; echo 100 > probability""")
         # With four segments, a message for every few pages: slow under KASAN.
-        guest.balloon(1100 * MIB)
-        guest.balloon(1200 * MIB)
+        guest.balloon(1600 * MIB)
+        guest.balloon(1700 * MIB)
         left = int(guest.sh(f"cd /sys/kernel/debug/{kind}; echo 0 > probability; cat times"))
         stamp.finish()
         require(not run.bitmap or left < 1000000, "no allocation of the balloon failed")
-        guest.balloon(600 * MIB)
-        guest.balloon(1280 * MIB)
+        guest.balloon(1100 * MIB)
+        guest.balloon(1792 * MIB)
         moved = guest.vmstat()["balloon_migrate"] - moved
-        counters(guest, before, run.bitmap, (80 + 100 + 600) * MIB // PAGE, moved)
+        counters(guest, before, run.bitmap, (92 + 100 + 600) * MIB // PAGE, moved)
 
 
 # Memory that changes as fast as a guest can change it must still converge.
