@@ -522,7 +522,8 @@ def no_memory(run: Run, kind: str) -> None:
         # Single pages from all over: a message has more windows than segments.
         guest.start("balloon_mem scatter 800M 2").wait_ready(120)
         before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
-        guest.balloon(1700 * MIB)
+        # The large blocks first; what is moved below is scattered.
+        guest.balloon(1142 * MIB)
         # The workers that are there, so that the balloon's is among them. Of
         # pages, orders above 0 only.
         guest.sh(f"""
@@ -536,15 +537,14 @@ def no_memory(run: Run, kind: str) -> None:
             [ ! -e min-order ] || {{ echo 1 > min-order; echo N > ignore-gfp-highmem; }}
             echo 0 > verbose; echo 1000000 > times; echo 100 > probability""")
         # With four segments, a message for every few pages: slow under KASAN.
-        guest.balloon(1600 * MIB)
-        guest.balloon(1700 * MIB)
+        guest.balloon(1062 * MIB)
+        guest.balloon(1142 * MIB)
         left = int(guest.sh(f"cd /sys/kernel/debug/{kind}; echo 0 > probability; cat times"))
         stamp.finish()
         require(not run.bitmap or left < 1000000, "no allocation of the balloon failed")
-        guest.balloon(1100 * MIB)
         guest.balloon(1792 * MIB)
         moved = guest.vmstat()["balloon_migrate"] - moved
-        counters(guest, before, run.bitmap, (92 + 100 + 600) * MIB // PAGE, moved)
+        counters(guest, before, run.bitmap, (650 + 80) * MIB // PAGE, moved)
 
 
 # Memory that changes as fast as a guest can change it must still converge.
