@@ -155,6 +155,11 @@ FIGURES: Dict[str, Callable[[Move], float]] = {
 }
 
 
+def save(report: Dict[str, Any]) -> None:
+    """Write what there is so far."""
+    (OUT / "bench.json").write_text(json.dumps(report, indent=1), "utf-8")
+
+
 def plot(report: Dict[str, Any]) -> None:
     """Draw the medians with gnuplot, if it is there."""
     rows = [(case["title"], way, case[way]["on"], case[way]["off"])
@@ -208,6 +213,7 @@ def main() -> int:
         results = both(case, max(3, round(runs * case.runs)))
         report["cases"][case.name] = table(case, results)
         report["raw"][case.name] = raw(results)
+        save(report)
     if unpatched:
         results = stock(runs)
         report["raw"]["stock"] = raw(results)
@@ -224,7 +230,7 @@ def main() -> int:
         report["huge"] = huge_pages()
         print(f"huge pages of 3 GiB, half the guest ballooned: bitmap {report['huge']['on']}, "
               f"PFN {report['huge']['off']}")
-    (OUT / "bench.json").write_text(json.dumps(report, indent=1), "utf-8")
+    save(report)
     if report["cases"]:
         plot(report)
     print(f"all figures: {OUT}/bench.json; {time.monotonic() - begin:.0f} s")
