@@ -67,8 +67,13 @@ coccicheck() {
 	grep -rl 'virtual report' "$src/scripts/coccinelle" --include='*.cocci' |
 		xargs grep -L 'script:ocaml' | sort >"$BUILD/cocci.scripts"
 	[ -s "$BUILD/cocci.scripts" ]
+	# A script that spatch cannot run is a finding too: its status fails xargs.
 	out=$(xargs -P "$JOBS" -I{} spatch --very-quiet -D report --no-show-diff --no-includes \
-		--cocci-file {} --dir "$dir" <"$BUILD/cocci.scripts" 2>"$BUILD/cocci.log" | grep -v '^$' || true)
+		--cocci-file {} --dir "$dir" <"$BUILD/cocci.scripts" 2>"$BUILD/cocci.log") || {
+		tail -n 20 "$BUILD/cocci.log"
+		return 1
+	}
+	out=$(grep -v '^$' <<<"$out" || true)
 	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
 }
 
