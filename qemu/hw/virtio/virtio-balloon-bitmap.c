@@ -35,9 +35,10 @@
 #include "hw/virtio/virtio-balloon.h"
 #include "trace.h"
 
-/* What one slice may do: RAM, and work items */
+/* What one slice may do: RAM, work items, and time, which a host sets */
 #define SLICE_BYTES     (64 * MiB)
 #define SLICE_WORK      1024
+#define SLICE_NS        (2 * SCALE_MS)
 /*
  * Work items of a buffer, however little is in it.  Runs (per memory section)
  * and records, good or bad, are one each.
@@ -47,6 +48,7 @@
 typedef struct BalloonSlice {
     int64_t bytes;
     int work;
+    int64_t deadline;           /* of get_clock() */
     /*
      * Last look-up, good for [start, end), with a reference to mr.  No mr:
      * nothing is mapped there.
@@ -306,6 +308,11 @@ static bool balloon_bitmap_pop(BalloonBitmap *b, BalloonBitmapQueue *q,
     return true;
 }
 
+static bool balloon_slice_used_up(const BalloonSlice *s)
+{
+    return s->work <= 0 || s->bytes <= 0 || get_clock() >= s->deadline;
+}
+
 /* Returns false if the slice was used up first. */
 static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
                                  BalloonSlice *s)
@@ -333,7 +340,7 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
             }
         }
 
-        if (s->work <= 0 || s->bytes <= 0) {
+        if (balloon_slice_used_up(s)) {
             return !q->elem && virtio_queue_empty(vq);
         }
         if (!q->elem) {
@@ -359,7 +366,11 @@ static void balloon_bitmap_schedule(BalloonBitmap *b)
 
 static void balloon_bitmap_run_slice(BalloonBitmap *b)
 {
-    BalloonSlice s = { .bytes = SLICE_BYTES, .work = SLICE_WORK };
+    BalloonSlice s = {
+        .bytes = SLICE_BYTES,
+        .work = SLICE_WORK,
+        .deadline = get_clock() + SLICE_NS,
+    };
     unsigned int first = b->turn;
 
     /* A stopped VM's buffers are polled when it runs again. */

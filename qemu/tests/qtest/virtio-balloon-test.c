@@ -606,7 +606,8 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
     check_kept(&b, RAM_SIZE - 4 * KiB, 4 * KiB);
     g_assert_cmpint(grown(&b, "discards"), ==, 16384);
     g_assert_cmpint(grown(&b, "bh-calls"), >=, SLICES_AT_LEAST(16384));
-    g_assert_cmpint(grown(&b, "bh-calls"), <=, 2 * SLICES_AT_LEAST(16384));
+    /* More on a slow host, where a slice ends by time */
+    g_assert_cmpint(grown(&b, "bh-calls"), <=, 16 * SLICES_AT_LEAST(16384));
 
     /* By size: one run of 128 MiB */
     forget(&b);
