@@ -17,6 +17,9 @@
 /* Pages that one hold of pages_lock, with interrupts off, moves. */
 #define BALLOON_BITMAP_BATCH	1024
 
+/* So long after the last page went in or out, the balloon stands still. */
+#define BALLOON_BITMAP_SETTLE	(HZ / 10 + 1)
+
 /* A gap of as many zero words takes the room of a header, or more. */
 #define BALLOON_BITMAP_GAP	(sizeof(struct balloon_bmap_hdr) / sizeof(__le64))
 
@@ -63,6 +66,7 @@ void balloon_bitmap_attach(struct balloon_bitmap *bb, struct virtqueue *inflate_
 {
 	bb->inflate_vq = inflate_vq;
 	bb->deflate_vq = deflate_vq;
+	bb->moved = jiffies;
 	bb->quiet = false;
 }
 
@@ -96,6 +100,23 @@ bool balloon_bitmap_usable(const struct balloon_bitmap *bb)
 	return !bb->quiet && !bb->inflight &&
 	       !virtqueue_is_broken(bb->inflate_vq) &&
 	       !virtqueue_is_broken(bb->deflate_vq);
+}
+
+/**
+ * balloon_bitmap_migratable() - may pages of the balloon be migrated?
+ * @bb: the sender
+ *
+ * Not while it moves: what is left between the pages that it takes looks like
+ * fragmentation, and compaction would answer by moving pages of the balloon,
+ * each for two messages, while the next ones are on their way.
+ *
+ * Context: balloon_lock is held.
+ * Return: true if so; false also when the device cannot be told.
+ */
+bool balloon_bitmap_migratable(const struct balloon_bitmap *bb)
+{
+	return balloon_bitmap_usable(bb) &&
+	       time_after_eq(jiffies, bb->moved + BALLOON_BITMAP_SETTLE);
 }
 
 static void *balloon_bitmap_put_record(void *to, unsigned long pfn,
@@ -318,6 +339,7 @@ bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages)
 	 */
 	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);
 	balloon_bitmap_enqueue(bb, pages);
+	bb->moved = jiffies;
 	return true;
 }
 
@@ -365,6 +387,7 @@ size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t 
 	if (bb->count_managed)
 		balloon_page_list_adjust_managed(&pages, 1);
 	balloon_page_list_free(&pages);
+	bb->moved = jiffies;
 	return got;
 }
 

@@ -63,6 +63,7 @@ struct virtqueue;
  * @inflight: messages that the device has not used; not zero between two
  *	calls only after a queue broke: their memory is the device's until it
  *	was reset
+ * @moved: jiffies when pages last went into the balloon or came out of it
  * @quiet: the device was reset, nobody is to be told of pages any more
  */
 struct balloon_bitmap {
@@ -77,6 +78,7 @@ struct balloon_bitmap {
 	struct page_bitmap pages;
 	struct scatterlist sg[BALLOON_BITMAP_MSG_SEGS];
 	unsigned int inflight;
+	unsigned long moved;
 	bool quiet;
 };
 
@@ -89,6 +91,7 @@ size_t balloon_bitmap_alloc(struct list_head *pages, size_t nr_pages);
 bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages);
 size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t gfp);
 bool balloon_bitmap_usable(const struct balloon_bitmap *bb);
+bool balloon_bitmap_migratable(const struct balloon_bitmap *bb);
 void balloon_bitmap_migrate(struct balloon_bitmap *bb, struct page *newpage,
 			    struct page *page);
 

@@ -513,6 +513,24 @@ def hugetlb(run: Run) -> None:
         pool.write_text(str(had), "ascii")
 
 
+@test
+def compaction_waits(run: Run) -> None:
+    """compaction leaves the pages of a balloon alone while it moves"""
+    if not run.bitmap:
+        raise Skip("with PFN arrays the driver does nothing about it")
+    with run.guest(memory=2 * GIB) as guest:
+        guest.start("balloon_mem fragment 1400M 32").wait_ready(120)
+        loop = guest.start("sh -c 'while :; do echo 1 > /proc/sys/vm/compact_memory; done'")
+        before, pages = guest.vmstat()["balloon_migrate"], 0
+        for _ in range(5):
+            guest.balloon(512 * MIB)
+            guest.balloon(guest.memory)
+            pages += 2 * 1536 * MIB // PAGE
+        moved = guest.vmstat()["balloon_migrate"] - before
+        require(moved < pages / 1000, f"{moved} pages were migrated while {pages} moved")
+        loop.kill()
+
+
 @variants("failslab", "fail_page_alloc")
 def no_memory(run: Run, kind: str) -> None:
     """{}: the balloon's own allocations fail, the balloon goes on"""
