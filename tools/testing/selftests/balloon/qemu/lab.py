@@ -93,8 +93,13 @@ def artifact(name: str) -> Path:
 
 @functools.lru_cache(maxsize=None)
 def accelerator() -> str:
-    """KVM where it can be used, TCG elsewhere."""
-    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+    """KVM where it can be used, TCG elsewhere.
+
+    A /dev/kvm on a CPU without VMX or SVM runs paravirtual kernels only.
+    """
+    flags = Path("/proc/cpuinfo").read_text("utf-8")
+    usable = os.access("/dev/kvm", os.R_OK | os.W_OK) and re.search(r"\b(vmx|svm)\b", flags)
+    return "kvm" if usable else "tcg"
 
 
 @functools.lru_cache(maxsize=None)
