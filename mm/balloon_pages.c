@@ -3,6 +3,11 @@
  * Balloon pages in bulk: many pages at a time on their way into a balloon and
  * out of it again. What is in a balloon are base pages, as before: see
  * balloon_compaction.h for what is done with them there.
+ *
+ * On their way pages are *blocks* on a list: 1 << page_private() pages, named by
+ * the first one. A page that was dequeued from a balloon is a block of one. A
+ * larger block was just allocated: it is split when its pages are put into the
+ * balloon, and until then only its first page has a reference.
  */
 #include <linux/alloc_tag.h>
 #include <linux/balloon_compaction.h>
@@ -23,19 +28,23 @@
  */
 #define BALLOON_SINGLE_PAGES	(SZ_32M >> PAGE_SHIFT)
 
+/* Pages that one hold of pages_lock, with interrupts off, moves. */
+#define BALLOON_BATCH		1024
+/* The largest blocks: a block is moved in one hold. */
+#define BALLOON_BLOCK_ORDER	min(MAX_PAGE_ORDER, ilog2(BALLOON_BATCH))
+
 /**
  * balloon_page_list_alloc() - allocate pages for a balloon
- * @pages: list to append the pages to
+ * @pages: list to append the blocks to
  * @nr_pages: number of pages wanted
  *
- * Takes blocks of the largest order that the free lists have, and splits them
- * at once into base pages. The last free memory is taken page by page, and then
- * what balloon_page_alloc() can reclaim, until none is available above the
- * guest's reserves. Neighbours in memory are neighbours on the list, so that
- * the host can be told about few, long ranges.
+ * Takes blocks of the largest order that the free lists have. The last free
+ * memory is taken page by page, and then what balloon_page_alloc() can reclaim,
+ * until none is available above the guest's reserves.
  *
  * The pages are not initialised, not even with init_on_alloc. They must not
- * go anywhere but into a balloon, and from there through the page allocator.
+ * go anywhere but into a balloon, by balloon_page_list_insert(), and from there
+ * through the page allocator.
  *
  * Context: Process context. May sleep; the caller must not hold a lock that
  * an OOM notifier takes.
@@ -46,12 +55,11 @@ size_t balloon_page_list_alloc(struct list_head *pages, size_t nr_pages)
 {
 	gfp_t gfp = (balloon_mapping_gfp_mask() & ~__GFP_RECLAIM) |
 		    __GFP_NOMEMALLOC | __GFP_NOWARN;
-	unsigned int order = MAX_PAGE_ORDER;
+	unsigned int order = BALLOON_BLOCK_ORDER;
 	size_t got = 0;
 
 	while (got < nr_pages) {
 		struct page *page;
-		unsigned int i;
 
 		if (nr_free_pages() < totalreserve_pages + BALLOON_SINGLE_PAGES) {
 			/*
@@ -77,16 +85,75 @@ size_t balloon_page_list_alloc(struct list_head *pages, size_t nr_pages)
 		if (!page)
 			break;
 
-		if (order)
-			split_page(page, order);
-		for (i = 0; i < 1U << order; i++)
-			list_add_tail(&page[i].lru, pages);
+		set_page_private(page, order);
+		list_add_tail(&page->lru, pages);
 		got += 1U << order;
 		cond_resched();
 	}
 	return got;
 }
 EXPORT_SYMBOL_GPL(balloon_page_list_alloc);
+
+/*
+ * Put the pages of a block on a balloon's list; pages_lock is held, and the
+ * first page is locked, as balloon_page_insert() wants it. The others have no
+ * reference yet: nobody can lock them, or see that we do.
+ */
+static void balloon_insert_block(struct balloon_dev_info *b_dev_info, struct page *page)
+{
+	unsigned int order = page_private(page), i;
+
+	set_page_private(page, 0);
+	balloon_page_insert(b_dev_info, page);
+	for (i = 1; i < 1U << order; i++) {
+		struct folio *folio = page_folio(page + i);
+
+		set_page_private(page + i, 0);
+		__folio_set_locked(folio);
+		balloon_page_insert(b_dev_info, page + i);
+		__folio_clear_locked(folio);
+	}
+	/*
+	 * Pairs with folio_get_nontail_page() in isolate_movable_page(): who
+	 * gets a reference sees a page of the balloon.
+	 */
+	smp_wmb();
+	if (order)
+		split_page(page, order);
+	__count_vm_events(BALLOON_INFLATE, 1U << order);
+}
+
+/**
+ * balloon_page_list_insert() - put pages into a balloon
+ * @b_dev_info: the balloon
+ * @pages: list of blocks; empty afterwards
+ *
+ * Splits the blocks: what is in the balloon are base pages.
+ *
+ * Context: Process context. May sleep between two holds of pages_lock.
+ */
+void balloon_page_list_insert(struct balloon_dev_info *b_dev_info, struct list_head *pages)
+{
+	while (!list_empty(pages)) {
+		struct page *page, *next;
+		unsigned long flags;
+		unsigned int nr = 0;
+
+		spin_lock_irqsave(&b_dev_info->pages_lock, flags);
+		list_for_each_entry_safe(page, next, pages, lru) {
+			nr += 1U << page_private(page);
+			/* Who goes over all pages may hold the lock for a moment. */
+			if (nr > BALLOON_BATCH || !trylock_page(page))
+				break;
+			list_del(&page->lru);
+			balloon_insert_block(b_dev_info, page);
+			unlock_page(page);
+		}
+		spin_unlock_irqrestore(&b_dev_info->pages_lock, flags);
+		cond_resched();
+	}
+}
+EXPORT_SYMBOL_GPL(balloon_page_list_insert);
 
 /*
  * Drop the last reference to each page of a naturally aligned block, and free
@@ -135,10 +202,10 @@ static void balloon_free_range(unsigned long pfn, unsigned long nr)
 }
 
 /**
- * balloon_page_list_free() - free pages that have left a balloon
- * @pages: list of pages, dequeued from the balloon; empty afterwards
+ * balloon_page_list_free() - free pages that have left a balloon, or not gone in
+ * @pages: list of blocks; empty afterwards
  *
- * Runs of neighbours on the list are freed as blocks.
+ * Runs of base pages that are neighbours on the list are freed together.
  *
  * Context: Process context. May sleep.
  */
@@ -149,7 +216,14 @@ void balloon_page_list_free(struct list_head *pages)
 	struct zone *zone = NULL;
 
 	list_for_each_entry_safe(page, next, pages, lru) {
+		unsigned int order = page_private(page);
+
 		list_del(&page->lru);
+		if (order) {
+			set_page_private(page, 0);
+			__free_pages(page, order);
+			continue;
+		}
 
 		/*
 		 * A poisoned page must reach the allocator by itself, and
@@ -178,7 +252,7 @@ EXPORT_SYMBOL_GPL(balloon_page_list_free);
 
 /**
  * balloon_page_list_adjust_managed() - account pages to or from a balloon
- * @pages: list of pages
+ * @pages: list of blocks
  * @sign: 1 when the pages are given back to the guest, -1 when taken from it
  *
  * What adjust_managed_page_count() does for a page, with one call for each
@@ -199,7 +273,7 @@ void balloon_page_list_adjust_managed(struct list_head *pages, int sign)
 		}
 		if (!first)
 			first = page;
-		nr++;
+		nr += 1L << page_private(page);
 	}
 	if (first)
 		adjust_managed_page_count(first, sign * nr);

@@ -190,6 +190,7 @@ install_guest() {
 	cp "$1/arch/x86/boot/bzImage" "$1/.config" "$2/"
 	local m
 	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
+		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
 		drivers/virtio/tests/virtio_balloon_bitmap_kunit; do
 		[ -e "$1/$m.ko" ] || continue
 		cp "$1/$m.ko" "$2/"

@@ -119,7 +119,7 @@ bool balloon_bitmap_migratable(const struct balloon_bitmap *bb)
 	       time_after_eq(jiffies, bb->moved + BALLOON_BITMAP_SETTLE);
 }
 
-static void *balloon_bitmap_put_record(void *to, unsigned long pfn,
+static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,
 				       const __le64 *words, unsigned int nr)
 {
 	struct balloon_bmap_hdr *hdr = to;
@@ -127,6 +127,7 @@ static void *balloon_bitmap_put_record(void *to, unsigned long pfn,
 	memmove(hdr + 1, words, nr * sizeof(*words));
 	*hdr = (struct balloon_bmap_hdr) {
 		.page_shift = cpu_to_le16(PAGE_SHIFT),
+		.req_id = cpu_to_le64(req_id),
 		.start_pfn = cpu_to_le64(pfn),
 		.bmap_len = cpu_to_le64(nr * sizeof(*words)),
 	};
@@ -136,6 +137,7 @@ static void *balloon_bitmap_put_record(void *to, unsigned long pfn,
 /**
  * balloon_bitmap_pack() - turn a segment into records, in its own memory
  * @seg: the segment; its bits are lost
+ * @req_id: the request that is answered; 0 on the inflate and the deflate queue
  *
  * Words of zeros at either end are left out, and so are those between, as soon
  * as they take more room than a further header. A record is never longer than
@@ -144,7 +146,7 @@ static void *balloon_bitmap_put_record(void *to, unsigned long pfn,
  *
  * Return: the length of all records in bytes, from the start of the buffer.
  */
-VISIBLE_IF_KUNIT unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg)
+unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id)
 {
 	const __le64 *words = page_bitmap_seg_words(seg);
 	unsigned int i = seg->lo, start = seg->lo, end = seg->lo;
@@ -154,13 +156,13 @@ VISIBLE_IF_KUNIT unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg)
 		if (!words[i])
 			continue;
 		if (i - end > BALLOON_BITMAP_GAP) {
-			to = balloon_bitmap_put_record(to, seg->base + start * 64,
+			to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
 						       words + start, end - start);
 			start = i;
 		}
 		end = i + 1;
 	}
-	to = balloon_bitmap_put_record(to, seg->base + start * 64,
+	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
 				       words + start, end - start);
 	return to - seg->buf;
 }
@@ -212,7 +214,7 @@ static int balloon_bitmap_flush(struct balloon_bitmap *bb, struct virtqueue *vq)
 		for (i = 0; i < nr; i++) {
 			struct page_bitmap_seg *seg = &pages->segs[done + i];
 
-			sg_set_buf(&bb->sg[i], seg->buf, balloon_bitmap_pack(seg));
+			sg_set_buf(&bb->sg[i], seg->buf, balloon_bitmap_pack(seg, 0));
 		}
 
 		/* The ring has room for any message once it is empty. */
@@ -259,7 +261,7 @@ static int balloon_bitmap_add(struct balloon_bitmap *bb, struct virtqueue *vq,
 	return 0;
 }
 
-/* Tell the device about every page of a list. */
+/* Tell the device about every page of a list of blocks. */
 static int balloon_bitmap_tell(struct balloon_bitmap *bb, struct virtqueue *vq,
 			       struct list_head *pages, gfp_t gfp)
 {
@@ -268,15 +270,17 @@ static int balloon_bitmap_tell(struct balloon_bitmap *bb, struct virtqueue *vq,
 	int err;
 
 	list_for_each_entry(page, pages, lru) {
+		unsigned long block = 1UL << page_private(page);
+
 		if (nr && page_to_pfn(page) == pfn + nr) {
-			nr++;
+			nr += block;
 			continue;
 		}
 		err = balloon_bitmap_add(bb, vq, pfn, nr, gfp);
 		if (err)
 			return err;
 		pfn = page_to_pfn(page);
-		nr = 1;
+		nr = block;
 	}
 	err = balloon_bitmap_add(bb, vq, pfn, nr, gfp);
 	if (!err)
@@ -286,26 +290,9 @@ static int balloon_bitmap_tell(struct balloon_bitmap *bb, struct virtqueue *vq,
 	return err;
 }
 
-/* Put pages on the balloon's list, with interrupts on now and then. */
-static void balloon_bitmap_enqueue(struct balloon_bitmap *bb, struct list_head *pages)
-{
-	LIST_HEAD(batch);
-
-	while (!list_empty(pages)) {
-		struct list_head *last = pages;
-		unsigned int i;
-
-		for (i = 0; i < BALLOON_BITMAP_BATCH && last->next != pages; i++)
-			last = last->next;
-		list_cut_position(&batch, pages, last);
-		balloon_page_list_enqueue(bb->b_dev_info, &batch);
-		cond_resched();
-	}
-}
-
 /**
  * balloon_bitmap_alloc() - allocate pages for one call of balloon_bitmap_inflate()
- * @pages: list to append the pages to
+ * @pages: list to append the pages to, in blocks
  * @nr_pages: number of pages wanted
  *
  * Context: Process context, balloon_lock is not held. May sleep.
@@ -338,7 +325,7 @@ bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages)
 	 * what it was told: the pages stay in the balloon until its reset.
 	 */
 	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);
-	balloon_bitmap_enqueue(bb, pages);
+	balloon_page_list_insert(bb->b_dev_info, pages);
 	bb->moved = jiffies;
 	return true;
 }
@@ -381,7 +368,7 @@ size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t 
 		return 0;
 
 	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {
-		balloon_bitmap_enqueue(bb, &pages);
+		balloon_page_list_insert(bb->b_dev_info, &pages);
 		return 0;
 	}
 	if (bb->count_managed)

@@ -23,7 +23,6 @@
 #ifndef _VIRTIO_BALLOON_BITMAP_H
 #define _VIRTIO_BALLOON_BITMAP_H
 
-#include <linux/kconfig.h>
 #include <linux/page_bitmap.h>
 #include <linux/scatterlist.h>
 #include <linux/sizes.h>
@@ -94,9 +93,6 @@ bool balloon_bitmap_usable(const struct balloon_bitmap *bb);
 bool balloon_bitmap_migratable(const struct balloon_bitmap *bb);
 void balloon_bitmap_migrate(struct balloon_bitmap *bb, struct page *newpage,
 			    struct page *page);
-
-#if IS_ENABLED(CONFIG_KUNIT)
-unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg);
-#endif
+unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id);
 
 #endif /* _VIRTIO_BALLOON_BITMAP_H */

@@ -10,16 +10,64 @@
 /* More than a block of the largest order, and not a multiple of anything. */
 #define NR	(MAX_ORDER_NR_PAGES + 77)
 
-static size_t alloc_pages_of(struct kunit *test, struct list_head *pages, size_t nr)
-{
-	size_t got = balloon_page_list_alloc(pages, nr);
+static struct balloon_dev_info balloon;
 
-	KUNIT_EXPECT_EQ(test, got, nr);
-	KUNIT_EXPECT_EQ(test, list_count_nodes(pages), got);
-	return got;
+#ifdef CONFIG_BALLOON_COMPACTION
+static int balloon_stays(struct balloon_dev_info *b_dev_info, struct page *newpage,
+			 struct page *page, enum migrate_mode mode)
+{
+	return -EAGAIN;
+}
+#endif
+
+static int balloon_suite_init(struct kunit_suite *suite)
+{
+	balloon_devinfo_init(&balloon);
+#ifdef CONFIG_BALLOON_COMPACTION
+	balloon.migratepage = balloon_stays;
+#endif
+	return 0;
 }
 
-/* As many as were asked for, each one a base page with one reference. */
+/* Pages of a list of blocks. */
+static size_t pages_of(struct list_head *blocks)
+{
+	struct page *page;
+	size_t nr = 0;
+
+	list_for_each_entry(page, blocks, lru)
+		nr += 1UL << page_private(page);
+	return nr;
+}
+
+static void alloc_blocks(struct kunit *test, struct list_head *blocks, size_t nr)
+{
+	KUNIT_EXPECT_EQ(test, balloon_page_list_alloc(blocks, nr), nr);
+	KUNIT_EXPECT_EQ(test, pages_of(blocks), nr);
+}
+
+/* Base pages, as they come out of a balloon. */
+static void through_balloon(struct kunit *test, struct list_head *pages, size_t nr)
+{
+	unsigned int try;
+	size_t got = 0;
+	LIST_HEAD(out);
+
+	alloc_blocks(test, pages, nr);
+	balloon_page_list_insert(&balloon, pages);
+	KUNIT_EXPECT_TRUE(test, list_empty(pages));
+	/* Compaction may hold the lock of one for a moment. */
+	for (try = 0; try < 1000 && got < nr; try++) {
+		got += balloon_page_list_dequeue(&balloon, &out, nr - got);
+		list_splice_tail_init(&out, pages);
+		cond_resched();
+	}
+	KUNIT_EXPECT_EQ(test, got, nr);
+	KUNIT_EXPECT_EQ(test, list_count_nodes(pages), nr);
+	KUNIT_EXPECT_EQ(test, pages_of(pages), nr);
+}
+
+/* As many as were asked for, in aligned blocks of which the first page is ours. */
 static void balloon_alloc_exact(struct kunit *test)
 {
 	static const size_t sizes[] = { 1, 2, 3, 511, 512, 513, NR };
@@ -28,32 +76,48 @@ static void balloon_alloc_exact(struct kunit *test)
 	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
 		unsigned long wrong = 0;
 		struct page *page;
-		LIST_HEAD(pages);
+		LIST_HEAD(blocks);
 
-		alloc_pages_of(test, &pages, sizes[i]);
-		list_for_each_entry(page, &pages, lru)
-			wrong += page_count(page) != 1 || PageCompound(page);
+		alloc_blocks(test, &blocks, sizes[i]);
+		list_for_each_entry(page, &blocks, lru)
+			wrong += page_count(page) != 1 || PageCompound(page) ||
+				 page_private(page) > 10 ||
+				 !IS_ALIGNED(page_to_pfn(page), 1UL << page_private(page));
 		KUNIT_EXPECT_EQ(test, wrong, 0UL);
-		balloon_page_list_free(&pages);
-		KUNIT_EXPECT_TRUE(test, list_empty(&pages));
+		balloon_page_list_free(&blocks);
+		KUNIT_EXPECT_TRUE(test, list_empty(&blocks));
 	}
 }
 
-/* Neighbours in memory are neighbours on the list. */
-static void balloon_alloc_runs(struct kunit *test)
+/* In the balloon and out of it again there are base pages, each with a reference. */
+static void balloon_insert(struct kunit *test)
 {
-	unsigned long runs = 0, next = 0;
-	struct page *page;
-	LIST_HEAD(pages);
+	static const size_t sizes[] = { 1, 2, 3, 1023, 1024, 1025, NR };
+	int i;
 
-	alloc_pages_of(test, &pages, NR);
-	list_for_each_entry(page, &pages, lru) {
-		runs += page_to_pfn(page) != next;
-		next = page_to_pfn(page) + 1;
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		unsigned long wrong = 0;
+		struct page *page;
+		LIST_HEAD(pages);
+
+		alloc_blocks(test, &pages, sizes[i]);
+		balloon_page_list_insert(&balloon, &pages);
+		KUNIT_EXPECT_TRUE(test, list_empty(&pages));
+		spin_lock_irq(&balloon.pages_lock);
+		KUNIT_EXPECT_EQ(test, list_count_nodes(&balloon.pages), sizes[i]);
+		list_for_each_entry(page, &balloon.pages, lru)
+			wrong += !PageOffline(page) || PageLocked(page) || PageCompound(page) ||
+				 !page_count(page);
+		spin_unlock_irq(&balloon.pages_lock);
+		KUNIT_EXPECT_EQ(test, wrong, 0UL);
+
+		KUNIT_EXPECT_EQ(test, balloon_page_list_dequeue(&balloon, &pages, sizes[i]),
+				sizes[i]);
+		list_for_each_entry(page, &pages, lru)
+			wrong += page_private(page) || PageOffline(page);
+		KUNIT_EXPECT_EQ(test, wrong, 0UL);
+		balloon_page_list_free(&pages);
 	}
-	/* Even a guest that is fragmented has a block of 8 pages here and there. */
-	KUNIT_EXPECT_LT(test, runs, NR / 2UL);
-	balloon_page_list_free(&pages);
 }
 
 /*
@@ -70,7 +134,7 @@ static void balloon_free_held(struct kunit *test)
 		unsigned int n = 0;
 		LIST_HEAD(pages);
 
-		alloc_pages_of(test, &pages, MAX_ORDER_NR_PAGES);
+		through_balloon(test, &pages, MAX_ORDER_NR_PAGES);
 		list_for_each_entry(page, &pages, lru) {
 			if (n++ == held[i])
 				kept = page;
@@ -83,24 +147,25 @@ static void balloon_free_held(struct kunit *test)
 	}
 }
 
-/* Any order on the list frees every page: none is left with a reference. */
+/* Any order on the list frees every page, next to blocks that are whole. */
 static void balloon_free_any_order(struct kunit *test)
 {
 	struct page *page, *next;
 	LIST_HEAD(odd);
 	LIST_HEAD(pages);
-	LIST_HEAD(reversed);
+	LIST_HEAD(mixed);
 
-	alloc_pages_of(test, &pages, NR);
+	through_balloon(test, &pages, NR);
+	alloc_blocks(test, &mixed, 77);
 	list_for_each_entry_safe(page, next, &pages, lru) {
 		if (page_to_pfn(page) % 2)
 			list_move_tail(&page->lru, &odd);
 		else
-			list_move(&page->lru, &reversed);
+			list_move(&page->lru, &mixed);
 	}
-	list_splice_tail(&odd, &reversed);
-	balloon_page_list_free(&reversed);
-	KUNIT_EXPECT_TRUE(test, list_empty(&reversed));
+	list_splice_tail(&odd, &mixed);
+	balloon_page_list_free(&mixed);
+	KUNIT_EXPECT_TRUE(test, list_empty(&mixed));
 }
 
 static void balloon_managed(struct kunit *test)
@@ -108,15 +173,17 @@ static void balloon_managed(struct kunit *test)
 	unsigned long before = totalram_pages();
 	LIST_HEAD(pages);
 
-	alloc_pages_of(test, &pages, NR);
+	alloc_blocks(test, &pages, NR);
 	balloon_page_list_adjust_managed(&pages, -1);
 	KUNIT_EXPECT_EQ(test, totalram_pages(), before - NR);
+	balloon_page_list_insert(&balloon, &pages);
+	KUNIT_EXPECT_EQ(test, balloon_page_list_dequeue(&balloon, &pages, NR), (size_t)NR);
 	balloon_page_list_adjust_managed(&pages, 1);
 	KUNIT_EXPECT_EQ(test, totalram_pages(), before);
 	balloon_page_list_free(&pages);
 }
 
-/* What is freed in blocks is free: the memory does not run out. */
+/* What is freed is free, in blocks or one by one: the memory does not run out. */
 static void balloon_no_leak(struct kunit *test)
 {
 	unsigned long rounds = 2 * totalram_pages() / NR;
@@ -124,14 +191,17 @@ static void balloon_no_leak(struct kunit *test)
 	while (rounds--) {
 		LIST_HEAD(pages);
 
-		alloc_pages_of(test, &pages, NR);
+		if (rounds % 2)
+			through_balloon(test, &pages, NR);
+		else
+			alloc_blocks(test, &pages, NR);
 		balloon_page_list_free(&pages);
 	}
 }
 
 static struct kunit_case balloon_pages_cases[] = {
 	KUNIT_CASE(balloon_alloc_exact),
-	KUNIT_CASE(balloon_alloc_runs),
+	KUNIT_CASE(balloon_insert),
 	KUNIT_CASE(balloon_free_held),
 	KUNIT_CASE(balloon_free_any_order),
 	KUNIT_CASE(balloon_managed),
@@ -141,6 +211,7 @@ static struct kunit_case balloon_pages_cases[] = {
 
 static struct kunit_suite balloon_pages_suite = {
 	.name = "balloon_pages",
+	.suite_init = balloon_suite_init,
 	.test_cases = balloon_pages_cases,
 };
 

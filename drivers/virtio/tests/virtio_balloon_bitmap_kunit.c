@@ -13,6 +13,7 @@
 
 #define SEG	PAGE_BITMAP_SEG_PAGES
 #define HDR	sizeof(struct balloon_bmap_hdr)
+#define REQ_ID	0x123456789abcdef0ULL
 
 struct balloon_test {
 	struct page_bitmap pb;
@@ -61,7 +62,7 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 	struct page_bitmap_seg *seg = &bt->pb.segs[0];
 	unsigned int nr = 0, pos = 0;
 
-	*len = balloon_bitmap_pack(seg);
+	*len = balloon_bitmap_pack(seg, REQ_ID);
 	KUNIT_ASSERT_LE(test, *len, PAGE_BITMAP_SEG_SIZE);
 
 	while (pos < *len) {
@@ -74,7 +75,7 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->cmd), 0);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->flag), 0);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->reserved), 0);
-		KUNIT_EXPECT_EQ(test, le64_to_cpu(hdr->req_id), 0ULL);
+		KUNIT_EXPECT_EQ(test, le64_to_cpu(hdr->req_id), REQ_ID);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->page_shift), PAGE_SHIFT);
 		KUNIT_EXPECT_EQ(test, start % 64, 0ULL);
 		KUNIT_EXPECT_EQ(test, bytes % 8, 0ULL);

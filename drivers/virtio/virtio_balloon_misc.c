@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Answer what the device of a virtio balloon asks on the misc queue.
+ */
+#include <linux/array_size.h>
+#include <linux/math.h>
+#include <linux/minmax.h>
+#include <linux/mm.h>
+#include <linux/string.h>
+#include <linux/unused_pages.h>
+#include <linux/virtio.h>
+#include <linux/virtio_balloon.h>
+#include <linux/virtio_config.h>
+#include <linux/workqueue.h>
+
+#include <kunit/visibility.h>
+
+#include "virtio_balloon_bitmap.h"
+#include "virtio_balloon_misc.h"
+
+/* Costs no effort: the bitmap has a segment, and can do with it. */
+#define BALLOON_MISC_GFP	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
+
+/* Binary logarithm of the largest page that the format knows. */
+#define BALLOON_MISC_MAX_SHIFT	30
+
+static_assert((BALLOON_MISC_MSG_SEGS + 1) * PAGE_BITMAP_SEG_SIZE <=
+	      VIRTIO_BALLOON_BMAP_MAX_MSG);
+
+/**
+ * balloon_misc_validate() - is the misc queue of use?
+ * @vdev: the device, whose features are being negotiated
+ *
+ * Declines VIRTIO_BALLOON_F_MISC_VQ where free pages have a content that the
+ * guest relies on: what the device skips because it was free would come back
+ * with another content.
+ *
+ * And where the queue's number is in doubt: the driver numbers the queues of
+ * the features it negotiates, the device may number those that it offers. The
+ * numbers are the same unless a feature before this one is declined, or not
+ * known, that brings a queue.
+ *
+ * Context: The driver's validate().
+ */
+void balloon_misc_validate(struct virtio_device *vdev)
+{
+	const u64 no_queue = BIT_ULL(VIRTIO_BALLOON_F_MUST_TELL_HOST) |
+			     BIT_ULL(VIRTIO_BALLOON_F_DEFLATE_ON_OOM) |
+			     BIT_ULL(VIRTIO_BALLOON_F_PAGE_POISON) |
+			     BIT_ULL(VIRTIO_BALLOON_F_PAGE_BITMAP);
+	u64 declined = vdev->config->get_features(vdev) & ~vdev->features;
+
+	if (!virtio_has_feature(vdev, VIRTIO_BALLOON_F_MISC_VQ))
+		return;
+
+	declined &= GENMASK_ULL(VIRTIO_BALLOON_F_MISC_VQ - 1, 0) & ~no_queue;
+	if (declined)
+		dev_info(&vdev->dev, "no misc queue: features %#llx before it are declined\n",
+			 declined);
+	else if (want_init_on_free() || page_poisoning_enabled_static())
+		dev_info(&vdev->dev, "no misc queue: free pages have a content\n");
+	else
+		return;
+	__virtio_clear_bit(vdev, VIRTIO_BALLOON_F_MISC_VQ);
+}
+
+static int balloon_misc_next_unused(struct balloon_misc *misc)
+{
+	return get_unused_pages(&misc->pages, &misc->pfn, misc->end_pfn, BALLOON_MISC_GFP);
+}
+
+/* BALLOON_GET_UNUSED_PAGES: the part of the range that is whole pages. */
+static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payload)
+{
+	const struct balloon_req_range *range = payload;
+	unsigned int shift = le16_to_cpu(range->page_shift);
+	u64 start = le64_to_cpu(range->start_pfn);
+	u64 nr = le64_to_cpu(range->nr_pages);
+	u64 last;
+
+	if (shift < VIRTIO_BALLOON_PFN_SHIFT || shift > BALLOON_MISC_MAX_SHIFT ||
+	    memchr_inv(range->reserved, 0, sizeof(range->reserved)))
+		return -EINVAL;
+	if (start > U64_MAX >> shift || nr > (U64_MAX >> shift) - start)
+		return -EINVAL;
+
+	last = (start + nr) << shift >> PAGE_SHIFT;
+	start = start << shift >> PAGE_SHIFT;
+	if (shift < PAGE_SHIFT && le64_to_cpu(range->start_pfn) & (BIT(PAGE_SHIFT - shift) - 1))
+		start++;
+	misc->end_pfn = min_t(u64, last, ULONG_MAX);
+	misc->pfn = min_t(u64, start, misc->end_pfn);
+	misc->next = balloon_misc_next_unused;
+	return 0;
+}
+
+/* What the device can ask: bytes that follow the header, and how it begins. */
+static const struct balloon_misc_request {
+	size_t len;
+	int (*begin)(struct balloon_misc *misc, const void *payload);
+} balloon_misc_requests[] = {
+	[BALLOON_GET_UNUSED_PAGES] = {
+		.len = sizeof(struct balloon_req_range),
+		.begin = balloon_misc_get_unused,
+	},
+};
+
+/**
+ * balloon_misc_parse() - understand a request
+ * @misc: the queue; what the answer needs to know is set
+ * @buf: the request, out of the device's reach
+ * @len: how much of it the device says that it wrote
+ *
+ * Return: 0, or -EINVAL when the answer is an error.
+ */
+VISIBLE_IF_KUNIT int balloon_misc_parse(struct balloon_misc *misc, const void *buf, size_t len)
+{
+	const struct balloon_req_hdr *hdr = buf;
+	unsigned int cmd;
+
+	misc->id = 0;
+	misc->end = (struct balloon_bmap_hdr) {
+		.page_shift = cpu_to_le16(PAGE_SHIFT),
+		.flag = cpu_to_le16(BALLOON_FLAG_DONE),
+	};
+	if (len < sizeof(*hdr) || len > VIRTIO_BALLOON_REQ_LEN)
+		return -EINVAL;
+
+	cmd = le16_to_cpu(hdr->cmd);
+	misc->id = le64_to_cpu(hdr->param);
+	misc->end.cmd = hdr->cmd;
+	misc->end.req_id = hdr->param;
+	if (cmd >= ARRAY_SIZE(balloon_misc_requests) ||
+	    len < sizeof(*hdr) + balloon_misc_requests[cmd].len ||
+	    memchr_inv(hdr->reserved, 0, sizeof(hdr->reserved)))
+		return -EINVAL;
+	return balloon_misc_requests[cmd].begin(misc, hdr + 1);
+}
+EXPORT_SYMBOL_IF_KUNIT(balloon_misc_parse);
+
+/* The device has written a request. */
+static void balloon_misc_begin(struct balloon_misc *misc, size_t len)
+{
+	__le64 buf[ARRAY_SIZE(misc->buf)];
+	int err;
+
+	/* The device has no business in there any more, but who knows. */
+	memcpy(buf, misc->buf, sizeof(buf));
+	err = balloon_misc_parse(misc, buf, len);
+	if (err && !misc->warned) {
+		misc->warned = true;
+		dev_warn(&misc->vdev->dev, "cannot answer request %u of %zu bytes (further ones are not reported)\n",
+			 le16_to_cpu(((struct balloon_req_hdr *)buf)->cmd), len);
+	}
+	if (!err)
+		err = page_bitmap_init(&misc->pages,
+				       min(virtqueue_get_vring_size(misc->vq),
+					   (unsigned int)BALLOON_MISC_MSG_SEGS), 1);
+	if (err)
+		misc->end.flag = cpu_to_le16(BALLOON_FLAG_ERROR);
+	misc->more = !err;
+	misc->state = BALLOON_MISC_ANSWER;
+}
+
+/* Send the next message of the answer. */
+static int balloon_misc_send(struct balloon_misc *misc)
+{
+	struct page_bitmap *pages = &misc->pages;
+	unsigned int nr = 0, i;
+	bool end;
+	int err;
+
+	if (misc->more) {
+		err = misc->next(misc);
+		if (err < 0)
+			misc->end.flag = cpu_to_le16(BALLOON_FLAG_ERROR);
+		misc->more = err > 0;
+	}
+
+	sg_init_table(misc->sg, ARRAY_SIZE(misc->sg));
+	for (i = 0; i < pages->nr_segs; i++) {
+		struct page_bitmap_seg *seg = &pages->segs[i];
+
+		sg_set_buf(&misc->sg[nr++], seg->buf, balloon_bitmap_pack(seg, misc->id));
+	}
+	end = !misc->more && nr < virtqueue_get_vring_size(misc->vq);
+	if (end)
+		sg_set_buf(&misc->sg[nr++], &misc->end, sizeof(misc->end));
+	sg_mark_end(&misc->sg[nr - 1]);
+
+	err = virtqueue_add_outbuf(misc->vq, misc->sg, nr, misc, GFP_KERNEL);
+	if (err)
+		return err;
+	misc->inflight = true;
+	if (end)
+		misc->state = BALLOON_MISC_END;
+	virtqueue_kick(misc->vq);
+	return 0;
+}
+
+static int balloon_misc_offer(struct balloon_misc *misc)
+{
+	int err;
+
+	sg_init_one(misc->sg, misc->buf, sizeof(misc->buf));
+	err = virtqueue_add_inbuf(misc->vq, misc->sg, 1, misc->buf, GFP_KERNEL);
+	if (err)
+		return err;
+	misc->state = BALLOON_MISC_OFFERED;
+	virtqueue_kick(misc->vq);
+	return 0;
+}
+
+static void balloon_misc_forget(struct balloon_misc *misc)
+{
+	page_bitmap_destroy(&misc->pages);
+	misc->inflight = false;
+	misc->state = BALLOON_MISC_IDLE;
+}
+
+/* Take back what the device has used; false if it has used nothing. */
+static bool balloon_misc_reap(struct balloon_misc *misc)
+{
+	unsigned int len;
+	void *token = virtqueue_get_buf(misc->vq, &len);
+
+	if (!token)
+		return false;
+	if (token == misc->buf) {
+		balloon_misc_begin(misc, len);
+		return true;
+	}
+	misc->inflight = false;
+	page_bitmap_reset(&misc->pages);
+	if (misc->state == BALLOON_MISC_END)
+		balloon_misc_forget(misc);
+	return true;
+}
+
+static void balloon_misc_func(struct work_struct *work)
+{
+	struct balloon_misc *misc = container_of(work, struct balloon_misc, work);
+	int err = 0;
+
+	/* Pairs with the store in balloon_misc_stop(), which waits for this. */
+	while (!READ_ONCE(misc->stopped) && !err) {
+		if (balloon_misc_reap(misc))
+			continue;
+		if (misc->state == BALLOON_MISC_IDLE)
+			err = balloon_misc_offer(misc);
+		else if (misc->state == BALLOON_MISC_ANSWER && !misc->inflight)
+			err = balloon_misc_send(misc);
+		else
+			/* A used buffer queues this again: callbacks are on. */
+			break;
+	}
+	/* The ring is empty whenever something is added: it has room. */
+	if (err && !virtqueue_is_broken(misc->vq))
+		dev_err_once(&misc->vdev->dev, "cannot use the misc queue: %d\n", err);
+}
+
+/**
+ * balloon_misc_init() - prepare at probe
+ * @misc: the queue, all zero
+ * @vdev: the device
+ */
+void balloon_misc_init(struct balloon_misc *misc, struct virtio_device *vdev)
+{
+	misc->vdev = vdev;
+	misc->stopped = true;
+	spin_lock_init(&misc->lock);
+	INIT_WORK(&misc->work, balloon_misc_func);
+}
+
+/**
+ * balloon_misc_attach() - the queue was found
+ * @misc: the queue, stopped
+ * @vq: the virtqueue
+ */
+void balloon_misc_attach(struct balloon_misc *misc, struct virtqueue *vq)
+{
+	misc->vq = vq;
+}
+
+/**
+ * balloon_misc_start() - offer the device a buffer to ask in
+ * @misc: the queue; does nothing when none is attached
+ *
+ * Context: Probe or restore, the device is ready.
+ */
+void balloon_misc_start(struct balloon_misc *misc)
+{
+	if (!misc->vq)
+		return;
+	spin_lock_irq(&misc->lock);
+	misc->stopped = false;
+	spin_unlock_irq(&misc->lock);
+	balloon_misc_notify(misc);
+}
+
+/**
+ * balloon_misc_notify() - the device has used a buffer
+ * @misc: the queue
+ *
+ * Context: Any context.
+ */
+void balloon_misc_notify(struct balloon_misc *misc)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&misc->lock, flags);
+	/* Long work, and not urgent for whichever CPU the interrupt hit. */
+	if (!misc->stopped)
+		queue_work(system_unbound_wq, &misc->work);
+	spin_unlock_irqrestore(&misc->lock, flags);
+}
+
+/**
+ * balloon_misc_stop() - end an answer and answer no more
+ * @misc: the queue, started or not
+ *
+ * Context: Process context. Waits for the work item, which does not wait for
+ * the device: at most for as long as it takes to fill one message.
+ */
+void balloon_misc_stop(struct balloon_misc *misc)
+{
+	spin_lock_irq(&misc->lock);
+	WRITE_ONCE(misc->stopped, true);
+	spin_unlock_irq(&misc->lock);
+	cancel_work_sync(&misc->work);
+}
+
+/**
+ * balloon_misc_detach() - forget the queue and what was sent on it
+ * @misc: the queue, stopped
+ *
+ * Context: The device was reset, and uses no memory of ours.
+ */
+void balloon_misc_detach(struct balloon_misc *misc)
+{
+	balloon_misc_forget(misc);
+	misc->vq = NULL;
+}

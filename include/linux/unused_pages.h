@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Which pages does this machine not use? See Documentation/mm/unused_pages.rst.
+ */
+#ifndef _LINUX_UNUSED_PAGES_H
+#define _LINUX_UNUSED_PAGES_H
+
+#include <linux/gfp_types.h>
+#include <linux/mmzone.h>
+
+struct page_bitmap;
+
+/*
+ * Pages that one hold of a zone's lock looks at: at most 1024, and where free
+ * blocks can be larger than that, those that show whether it begins in one.
+ */
+#define UNUSED_PAGES_SLICE	(MAX_PAGE_ORDER > 10 ? 512UL : 1024UL)
+
+int get_unused_pages(struct page_bitmap *pb, unsigned long *pfn,
+		     unsigned long end_pfn, gfp_t gfp);
+
+#if IS_ENABLED(CONFIG_KUNIT)
+unsigned long unused_pages_slice(unsigned long pfn, unsigned long end_pfn,
+				 unsigned long *bits, unsigned int *visited);
+#endif
+
+#endif /* _LINUX_UNUSED_PAGES_H */
