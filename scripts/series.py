@@ -30,7 +30,7 @@ PATCHES = {"linux": TOP / "patches", "qemu": TOP / "qemu/patches"}
 FILES = {"linux": TOP, "qemu": TOP / "qemu"}
 # Directories of ours below which every file belongs to a patch.
 OURS = {"linux": ("drivers", "mm", "include", "Documentation", "tools"),
-        "qemu": ("hw", "include", "tests", "softmmu", "docs")}
+        "qemu": ("hw", "include", "migration", "tests", "softmmu", "docs")}
 FORMAT = ["--zero-commit", "--no-signature", "--abbrev=12", "-n", "-M", "--stat=75",
           "--subject-prefix=PATCH"]
 

@@ -35,29 +35,9 @@
 #include "hw/virtio/virtio-balloon.h"
 #include "trace.h"
 
-/* What one slice may do: RAM, work items, and time, which a host sets */
+/* What one slice may do; a host sets its time as well */
 #define SLICE_BYTES     (64 * MiB)
 #define SLICE_WORK      1024
-#define SLICE_NS        (2 * SCALE_MS)
-/*
- * Work items of a buffer, however little is in it.  Runs (per memory section)
- * and records, good or bad, are one each.
- */
-#define MESSAGE_WORK    32
-
-typedef struct BalloonSlice {
-    int64_t bytes;
-    int work;
-    int64_t deadline;           /* of get_clock() */
-    /*
-     * Last look-up, good for [start, end), with a reference to mr.  No mr:
-     * nothing is mapped there.
-     */
-    MemoryRegion *mr;
-    hwaddr start;
-    hwaddr end;
-    hwaddr mr_offset;           /* of start */
-} BalloonSlice;
 
 static bool balloon_bitmap_negotiated(BalloonBitmap *b)
 {
@@ -65,7 +45,7 @@ static bool balloon_bitmap_negotiated(BalloonBitmap *b)
            virtio_vdev_has_feature(b->vdev, VIRTIO_F_VERSION_1);
 }
 
-static void balloon_slice_look_up(BalloonSlice *s, hwaddr addr)
+void balloon_slice_look_up(BalloonSlice *s, hwaddr addr)
 {
     MemoryRegionSection section;
 
@@ -85,6 +65,17 @@ static void balloon_slice_look_up(BalloonSlice *s, hwaddr addr)
     s->mr = NULL;
     s->end = section.mr ? section.offset_within_address_space : UINT64_MAX;
     memory_region_unref(section.mr);
+}
+
+bool balloon_slice_is_ram(const BalloonSlice *s)
+{
+    return s->mr && memory_region_is_ram(s->mr) &&
+           !memory_region_is_rom(s->mr) && !memory_region_is_romd(s->mr);
+}
+
+bool balloon_slice_used_up(const BalloonSlice *s)
+{
+    return s->work <= 0 || s->bytes <= 0 || get_clock() >= s->deadline;
 }
 
 void balloon_bitmap_discard(BalloonBitmap *b, RAMBlock *rb, ram_addr_t offset,
@@ -138,19 +129,19 @@ static void balloon_bitmap_deflate(BalloonBitmap *b, RAMBlock *rb,
 static void balloon_bitmap_apply(BalloonBitmap *b, BalloonBitmapQueue *q,
                                  BalloonSlice *s)
 {
+    BalloonRecords *r = &q->records;
     hwaddr len;
 
-    balloon_slice_look_up(s, q->run_start);
-    len = MIN(q->run_end, s->end) - q->run_start;
+    balloon_slice_look_up(s, r->run_start);
+    len = MIN(r->run_end, s->end) - r->run_start;
     s->work--;
 
-    if (!s->mr || !memory_region_is_ram(s->mr) ||
-        memory_region_is_rom(s->mr) || memory_region_is_romd(s->mr)) {
-        trace_virtio_balloon_bad_addr(q->run_start);
+    if (!balloon_slice_is_ram(s)) {
+        trace_virtio_balloon_bad_addr(r->run_start);
         b->stats.skipped_runs++;
     } else {
         RAMBlock *rb = s->mr->ram_block;
-        ram_addr_t start = s->mr_offset + (q->run_start - s->start);
+        ram_addr_t start = s->mr_offset + (r->run_start - s->start);
         ram_addr_t stop;
 
         /* Cut between backing pages only: half of one cannot be discarded. */
@@ -163,36 +154,37 @@ static void balloon_bitmap_apply(BalloonBitmap *b, BalloonBitmapQueue *q,
             balloon_bitmap_deflate(b, rb, start, start + len);
         }
     }
-    q->run_start += len;
+    r->run_start += len;
 }
 
-/* The next group of set bits begins the run, prolongs it, or completes it. */
-static void balloon_bitmap_next_bits(BalloonBitmap *b, BalloonBitmapQueue *q)
+bool balloon_records_next_bits(BalloonRecords *r)
 {
     unsigned long first, last;
     hwaddr start;
+    bool begins = r->run_start == r->run_end;
 
-    first = find_next_bit(q->bitmap, q->nr_bits, q->next_bit);
-    if (first >= q->nr_bits) {
-        q->next_bit = q->nr_bits;
-        return;
+    first = find_next_bit(r->bitmap, r->nr_bits, r->next_bit);
+    if (first >= r->nr_bits) {
+        r->next_bit = r->nr_bits;
+        return false;
     }
-    start = (q->start_pfn + first) << q->page_shift;
-    if (q->run_start == q->run_end) {
-        b->stats.runs++;
-        q->run_start = start;
-    } else if (q->run_end != start) {
-        q->run_complete = true;
-        return;
+    start = (r->start_pfn + first) << r->page_shift;
+    if (begins) {
+        r->run_start = start;
+    } else if (r->run_end != start) {
+        r->run_complete = true;
+        return false;
     }
-    last = find_next_zero_bit(q->bitmap, q->nr_bits, first);
-    q->run_end = (q->start_pfn + last) << q->page_shift;
-    q->next_bit = last;
+    last = find_next_zero_bit(r->bitmap, r->nr_bits, first);
+    r->run_end = (r->start_pfn + last) << r->page_shift;
+    r->next_bit = last;
+    return begins;
 }
 
 /* Names what is wrong with a record, or returns NULL. */
-static const char *balloon_bitmap_fault(const struct balloon_bmap_hdr *hdr,
-                                        size_t room)
+static const char *balloon_records_fault(const struct balloon_bmap_hdr *hdr,
+                                         size_t room, uint16_t flags,
+                                         bool answers)
 {
     uint16_t shift = le16_to_cpu(hdr->page_shift);
     uint64_t start = le64_to_cpu(hdr->start_pfn);
@@ -204,19 +196,19 @@ static const char *balloon_bitmap_fault(const struct balloon_bmap_hdr *hdr,
     if (len > room) {
         return "bitmap is longer than the buffer";
     }
-    if (hdr->cmd) {
+    if (hdr->cmd && !answers) {
         return "cmd";
     }
     if (shift < VIRTIO_BALLOON_PFN_SHIFT || shift > 30) {
         return "page_shift";
     }
-    if (hdr->flag) {
+    if (le16_to_cpu(hdr->flag) & ~flags) {
         return "flag";
     }
     if (hdr->reserved) {
         return "reserved";
     }
-    if (hdr->req_id) {
+    if (hdr->req_id && !answers) {
         return "req_id";
     }
     if (start % 64) {
@@ -228,10 +220,58 @@ static const char *balloon_bitmap_fault(const struct balloon_bmap_hdr *hdr,
     return NULL;
 }
 
-static void balloon_bitmap_bad_record(BalloonBitmap *b, const char *fault)
+const char *balloon_records_next(BalloonRecords *r, VirtQueueElement *elem,
+                                 struct balloon_bmap_hdr *hdr, uint16_t flags,
+                                 bool answers)
 {
-    trace_virtio_balloon_bitmap_bad_record(fault);
-    b->stats.bad_records++;
+    size_t room = r->size - r->offset;
+    const char *fault;
+    size_t len;
+    unsigned long i;
+
+    r->nr_bits = r->next_bit = 0;
+    if (room < sizeof(*hdr)) {
+        r->offset = r->size;
+        return "header is longer than the buffer";
+    }
+    iov_to_buf(elem->out_sg, elem->out_num, r->offset, hdr, sizeof(*hdr));
+    room -= sizeof(*hdr);
+
+    fault = balloon_records_fault(hdr, room, flags, answers);
+    len = le64_to_cpu(hdr->bmap_len);
+    if (fault) {
+        /* Where the next record begins only a sound length tells */
+        if (len % 8 || len > VIRTIO_BALLOON_BMAP_MAX_LEN || len > room) {
+            r->offset = r->size;
+        } else {
+            r->offset += sizeof(*hdr) + len;
+        }
+        return fault;
+    }
+
+    r->start_pfn = le64_to_cpu(hdr->start_pfn);
+    r->page_shift = le16_to_cpu(hdr->page_shift);
+    iov_to_buf(elem->out_sg, elem->out_num, r->offset + sizeof(*hdr),
+               r->bitmap, len);
+    for (i = 0; i < len / sizeof(long); i++) {
+        r->bitmap[i] = leul_to_cpu(r->bitmap[i]);
+    }
+    r->nr_bits = len * BITS_PER_BYTE;
+    r->offset += sizeof(*hdr) + len;
+    return NULL;
+}
+
+void balloon_records_drop(BalloonRecords *r)
+{
+    r->nr_bits = r->next_bit = 0;
+    r->run_start = r->run_end = 0;
+    r->run_complete = false;
+}
+
+void balloon_records_warn(VirtIODevice *vdev, const char *fault)
+{
+    BalloonBitmap *b = &VIRTIO_BALLOON(vdev)->bitmap;
+
     if (!b->warned) {
         b->warned = true;
         warn_report("virtio-balloon: bad page bitmap record ignored: %s "
@@ -239,50 +279,27 @@ static void balloon_bitmap_bad_record(BalloonBitmap *b, const char *fault)
     }
 }
 
-/* Copies the next record in, so that the guest cannot change it any more. */
+static void balloon_bitmap_bad_record(BalloonBitmap *b, const char *fault)
+{
+    trace_virtio_balloon_bitmap_bad_record(fault);
+    b->stats.bad_records++;
+    balloon_records_warn(b->vdev, fault);
+}
+
 static void balloon_bitmap_next_record(BalloonBitmap *b, BalloonBitmapQueue *q)
 {
+    BalloonRecords *r = &q->records;
     struct balloon_bmap_hdr hdr;
-    VirtQueueElement *elem = q->elem;
-    size_t room = q->size - q->offset;
-    const char *fault;
-    size_t len;
-    unsigned long i;
+    const char *fault = balloon_records_next(r, q->elem, &hdr, 0, false);
 
-    q->nr_bits = q->next_bit = 0;
-    if (room < sizeof(hdr)) {
-        balloon_bitmap_bad_record(b, "header is longer than the buffer");
-        q->offset = q->size;
-        return;
-    }
-    iov_to_buf(elem->out_sg, elem->out_num, q->offset, &hdr, sizeof(hdr));
-    room -= sizeof(hdr);
-
-    fault = balloon_bitmap_fault(&hdr, room);
-    len = le64_to_cpu(hdr.bmap_len);
     if (fault) {
         balloon_bitmap_bad_record(b, fault);
-        /* Where the next record begins only a sound length tells */
-        if (len % 8 || len > VIRTIO_BALLOON_BMAP_MAX_LEN || len > room) {
-            q->offset = q->size;
-        } else {
-            q->offset += sizeof(hdr) + len;
-        }
         return;
     }
-
-    q->start_pfn = le64_to_cpu(hdr.start_pfn);
-    q->page_shift = le16_to_cpu(hdr.page_shift);
-    trace_virtio_balloon_bitmap_record(q - b->queue, q->start_pfn,
-                                       q->page_shift, len);
+    trace_virtio_balloon_bitmap_record(q - b->queue, r->start_pfn,
+                                       r->page_shift,
+                                       r->nr_bits / BITS_PER_BYTE);
     b->stats.records++;
-    iov_to_buf(elem->out_sg, elem->out_num, q->offset + sizeof(hdr),
-               q->bitmap, len);
-    for (i = 0; i < len / sizeof(long); i++) {
-        q->bitmap[i] = leul_to_cpu(q->bitmap[i]);
-    }
-    q->nr_bits = len * BITS_PER_BYTE;
-    q->offset += sizeof(hdr) + len;
 }
 
 void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes)
@@ -294,23 +311,20 @@ void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes)
 static bool balloon_bitmap_pop(BalloonBitmap *b, BalloonBitmapQueue *q,
                                VirtQueue *vq)
 {
+    BalloonRecords *r = &q->records;
+
     q->elem = virtqueue_pop(vq, sizeof(*q->elem));
     if (!q->elem) {
         return false;
     }
-    q->size = iov_size(q->elem->out_sg, q->elem->out_num);
-    q->offset = 0;
-    balloon_bitmap_count_message(b, q->size);
-    if (q->size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
+    r->size = iov_size(q->elem->out_sg, q->elem->out_num);
+    r->offset = 0;
+    balloon_bitmap_count_message(b, r->size);
+    if (r->size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
         balloon_bitmap_bad_record(b, "buffer is too long");
-        q->offset = q->size;
+        r->offset = r->size;
     }
     return true;
-}
-
-static bool balloon_slice_used_up(const BalloonSlice *s)
-{
-    return s->work <= 0 || s->bytes <= 0 || get_clock() >= s->deadline;
 }
 
 /* Returns false if the slice was used up first. */
@@ -318,20 +332,21 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
                                  BalloonSlice *s)
 {
     BalloonBitmapQueue *q = &b->queue[n];
+    BalloonRecords *r = &q->records;
     VirtQueue *vq = virtio_get_queue(b->vdev, n);
 
     for (;;) {
         /* What costs little is done even at the end of the slice. */
-        if (q->elem && !q->run_complete) {
-            if (q->next_bit < q->nr_bits) {
-                balloon_bitmap_next_bits(b, q);
+        if (q->elem && !r->run_complete) {
+            if (r->next_bit < r->nr_bits) {
+                b->stats.runs += balloon_records_next_bits(r);
                 continue;
             }
-            if (q->offset == q->size && q->run_start != q->run_end) {
-                q->run_complete = true;
+            if (r->offset == r->size && r->run_start != r->run_end) {
+                r->run_complete = true;
                 continue;
             }
-            if (q->offset == q->size) {
+            if (r->offset == r->size) {
                 virtqueue_push(vq, q->elem, 0);
                 virtio_notify(b->vdev, vq);
                 g_free(q->elem);
@@ -347,10 +362,10 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
             if (!balloon_bitmap_pop(b, q, vq)) {
                 return true;
             }
-            s->work -= MESSAGE_WORK;
-        } else if (q->run_complete) {
+            s->work -= BALLOON_MESSAGE_WORK;
+        } else if (r->run_complete) {
             balloon_bitmap_apply(b, q, s);
-            q->run_complete = q->run_start != q->run_end;
+            r->run_complete = r->run_start != r->run_end;
         } else {
             balloon_bitmap_next_record(b, q);
             s->work--;
@@ -369,7 +384,7 @@ static void balloon_bitmap_run_slice(BalloonBitmap *b)
     BalloonSlice s = {
         .bytes = SLICE_BYTES,
         .work = SLICE_WORK,
-        .deadline = get_clock() + SLICE_NS,
+        .deadline = get_clock() + BALLOON_SLICE_NS,
     };
     unsigned int first = b->turn;
 
@@ -433,9 +448,7 @@ static void balloon_bitmap_give_back(BalloonBitmap *b, unsigned int n)
         g_free(q->elem);
         q->elem = NULL;
     }
-    q->nr_bits = q->next_bit = 0;
-    q->run_start = q->run_end = 0;
-    q->run_complete = false;
+    balloon_records_drop(&q->records);
 }
 
 static void balloon_bitmap_stop(BalloonBitmap *b)
@@ -492,7 +505,7 @@ void balloon_bitmap_realize(BalloonBitmap *b, VirtIODevice *vdev)
     }
     b->bh = virtio_bh_new_guarded(DEVICE(vdev), balloon_bitmap_bh, b);
     for (i = 0; i < ARRAY_SIZE(b->queue); i++) {
-        b->queue[i].bitmap = g_malloc(VIRTIO_BALLOON_BMAP_MAX_LEN);
+        b->queue[i].records.bitmap = g_malloc(VIRTIO_BALLOON_BMAP_MAX_LEN);
     }
 }
 
@@ -506,8 +519,8 @@ void balloon_bitmap_unrealize(BalloonBitmap *b)
         b->bh = NULL;
     }
     for (i = 0; i < ARRAY_SIZE(b->queue); i++) {
-        g_free(b->queue[i].bitmap);
-        b->queue[i].bitmap = NULL;
+        g_free(b->queue[i].records.bitmap);
+        b->queue[i].records.bitmap = NULL;
     }
 }
 

@@ -8,6 +8,7 @@
 #define QEMU_VIRTIO_BALLOON_BITMAP_H
 
 #include "hw/virtio/virtio.h"
+#include "standard-headers/linux/virtio_balloon.h"
 
 /* Since the device was created.  Those marked * count PFN arrays as well. */
 typedef struct BalloonBitmapStats {
@@ -28,11 +29,10 @@ typedef struct BalloonBitmapStats {
     uint64_t busy_ns;           /* * sum of all such holds */
 } BalloonBitmapStats;
 
-/* How far one queue's work has come */
-typedef struct BalloonBitmapQueue {
-    VirtQueueElement *elem;     /* being worked on, not yet acknowledged */
-    size_t size;                /* of elem */
-    size_t offset;              /* of the next record in elem */
+/* A buffer of records, and how far it has been read */
+typedef struct BalloonRecords {
+    size_t size;                /* of the buffer */
+    size_t offset;              /* of the next record */
 
     /* Current record, out of the guest's reach */
     unsigned long *bitmap;      /* VIRTIO_BALLOON_BMAP_MAX_LEN bytes */
@@ -45,6 +45,27 @@ typedef struct BalloonBitmapQueue {
     hwaddr run_start;
     hwaddr run_end;
     bool run_complete;          /* no further bits can touch it */
+} BalloonRecords;
+
+/* What is left of a slice of work: RAM, work items, and time */
+typedef struct BalloonSlice {
+    int64_t bytes;
+    int work;
+    int64_t deadline;           /* of get_clock() */
+    /*
+     * Last look-up, good for [start, end), with a reference to mr.  No mr:
+     * nothing is mapped there.
+     */
+    MemoryRegion *mr;
+    hwaddr start;
+    hwaddr end;
+    hwaddr mr_offset;           /* of start */
+} BalloonSlice;
+
+/* How far one queue's work has come */
+typedef struct BalloonBitmapQueue {
+    VirtQueueElement *elem;     /* being worked on, not yet acknowledged */
+    BalloonRecords records;
 } BalloonBitmapQueue;
 
 typedef struct BalloonBitmap {
@@ -78,5 +99,38 @@ void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes);
 /* ram_block_discard_range(), counted */
 void balloon_bitmap_discard(BalloonBitmap *b, RAMBlock *rb, ram_addr_t offset,
                             size_t length);
+
+/*
+ * For each queue that carries records.  What costs as much as MESSAGE_WORK
+ * work items is a buffer, however little is in it; runs (per memory section)
+ * and records, good or bad, are one each.
+ */
+#define BALLOON_MESSAGE_WORK    32
+/* A slice of work ends after this time, even if a slow host did little */
+#define BALLOON_SLICE_NS        (2 * SCALE_MS)
+
+bool balloon_slice_used_up(const BalloonSlice *s);
+/* After it the slice's look-up is good for addr */
+void balloon_slice_look_up(BalloonSlice *s, hwaddr addr);
+/* Whether it found RAM that the guest can write to */
+bool balloon_slice_is_ram(const BalloonSlice *s);
+
+/*
+ * Copies the next record in.  Returns NULL, or what is wrong with the record,
+ * which then is left out.  @flags are the legal ones; cmd and req_id must be 0
+ * unless records answer requests.
+ */
+const char *balloon_records_next(BalloonRecords *r, VirtQueueElement *elem,
+                                 struct balloon_bmap_hdr *hdr, uint16_t flags,
+                                 bool answers);
+/*
+ * The next group of set bits begins the run, prolongs it, or completes it.
+ * Returns whether it begins one.
+ */
+bool balloon_records_next_bits(BalloonRecords *r);
+/* Forgets the current record and run */
+void balloon_records_drop(BalloonRecords *r);
+/* Names the first fault of the device's records, of whatever queue */
+void balloon_records_warn(VirtIODevice *vdev, const char *fault);
 
 #endif

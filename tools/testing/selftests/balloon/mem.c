@@ -4,11 +4,15 @@
  *
  *	touch SIZE		write to every page, then exit
  *	hold SIZE		the same, then keep it until killed
- *	fragment SIZE KEEP	the same, but keep one page in KEEP only
- *	scatter SIZE KEEP	the same, the others given back in no order
+ *	fragment SIZE KEEP [BLOCK]	the same, but keep one page in KEEP only,
+ *				or one BLOCK of pages in KEEP
+ *	scatter SIZE KEEP	one page in KEEP, the others given back in no order
+ *	unused SIZE		print, of the first SIZE of physical memory, the ranges
+ *				of page frames that the kernel shows as free or offline
  *	thp SIZE		print how many huge pages a region of SIZE gets
  *	stamp SIZE [SECONDS]	keep rewriting pages and verifying their content;
  *				SIGTERM or the end of SECONDS: verify them all
+ *	churn SIZE [SECONDS]	the same, and keep giving pages back, too
  *
  * Loads that stay print "ready" when their memory is in place. Except for thp,
  * memory is made of base pages.
@@ -131,24 +135,56 @@ static size_t resident_pages(void)
 	return resident;
 }
 
-static void fragment(size_t size, unsigned long keep, unsigned long stride)
+static void give_back(char *p, size_t size)
 {
-	char *p = map_base_pages(size);
-	size_t before = resident_pages(), group = keep * page_size;
+	if (madvise(p, size, MADV_DONTNEED))
+		die("madvise(MADV_DONTNEED): %s", strerror(errno));
+}
+
+static void fragment(size_t size, unsigned long keep, size_t block, unsigned long stride)
+{
+	char *p = map_base_pages(size + block);
+	size_t before = resident_pages(), group = keep * block;
 	size_t nr = size / group, kept, i;
+
+	/* Aligned, as far as the process sees. */
+	p += -(unsigned long)p & (block - 1);
 
 	touch(p, nr * group);
 	for (i = 0; i < nr && keep > 1; i++) {
 		char *first = p + i * stride % nr * group;
 
-		if (madvise(first + page_size, group - page_size, MADV_DONTNEED))
-			die("madvise(MADV_DONTNEED): %s", strerror(errno));
+		give_back(first + block, group - block);
 	}
 	/* Counters of resident pages lag behind by some pages a CPU. */
 	kept = resident_pages() - before;
-	if (kept > nr + 1024)
-		die("%zu pages remain instead of %zu", kept, nr);
+	if (kept > nr * (block / page_size) + 1024)
+		die("%zu pages remain instead of %zu", kept, nr * (block / page_size));
 	stay();
+}
+
+/* /proc/kpageflags: what the kernel says of each page frame. */
+static void unused(size_t size)
+{
+	const uint64_t free = 1ULL << 10 | 1ULL << 23;	/* KPF_BUDDY, KPF_OFFLINE */
+	size_t first = 0, pfn, end = size / page_size;
+	FILE *f = fopen("/proc/kpageflags", "r");
+	bool in = false;
+	uint64_t flags;
+
+	if (!f)
+		die("/proc/kpageflags: %s", strerror(errno));
+	for (pfn = 0; pfn < end && fread(&flags, sizeof(flags), 1, f) == 1; pfn++) {
+		if (!!(flags & free) == in)
+			continue;
+		if (in)
+			printf("%zu %zu\n", first, pfn);
+		in = !in;
+		first = pfn;
+	}
+	if (in)
+		printf("%zu %zu\n", first, pfn);
+	fclose(f);
 }
 
 static void thp(size_t size)
@@ -183,6 +219,7 @@ static void thp(size_t size)
 /*
  * A stamped page: its index, its generation, then words that follow from both,
  * so that a page that is lost, stale, torn or swapped with another one shows.
+ * A page that was given back has generation 0, and is all zero.
  */
 struct stamped {
 	char *base;
@@ -219,7 +256,10 @@ static void verify_stamp(struct stamped *s, size_t page)
 	uint64_t sum = mix(page << 32 | s->gen[page]);
 	size_t i = 0;
 
-	if (w[0] == page && w[1] == s->gen[page]) {
+	if (!s->gen[page]) {
+		while (i < page_size / sizeof(*w) && !w[i])
+			i++;
+	} else if (w[0] == page && w[1] == s->gen[page]) {
 		for (i = 2; i < page_size / sizeof(*w); i++) {
 			sum += w[0] * 2 + 1;
 			if (w[i] != sum)
@@ -236,7 +276,7 @@ static void on_term(int sig)
 	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
 }
 
-static void stamp(size_t size, unsigned long seconds)
+static void stamp(size_t size, unsigned long seconds, bool churn)
 {
 	struct stamped s = { .nr = size / page_size };
 	uint64_t x = mix(getpid());
@@ -246,8 +286,10 @@ static void stamp(size_t size, unsigned long seconds)
 	s.base = map_base_pages(size);
 	s.gen = (uint32_t *)map_base_pages(s.nr * sizeof(*s.gen));
 	signal(SIGTERM, on_term);
-	for (i = 0; i < s.nr; i++)
+	for (i = 0; i < s.nr; i++) {
+		s.gen[i] = 1;
 		write_stamp(&s, i);
+	}
 	ready();
 
 	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED) && (!seconds || time(NULL) < end)) {
@@ -257,6 +299,15 @@ static void stamp(size_t size, unsigned long seconds)
 		if (x & 1) {
 			s.gen[i]++;
 			write_stamp(&s, i);
+		} else if (churn && x >> 40 & 1) {
+			/* As many as are written on average, or a few more. */
+			size_t nr = x >> 41 & 3;
+
+			if (nr > s.nr - i)
+				nr = s.nr - i;
+			memset(s.gen + i, 0, nr * sizeof(*s.gen));
+			if (nr)
+				give_back(s.base + i * page_size, nr * page_size);
 		}
 	}
 	for (i = 0; i < s.nr; i++)
@@ -272,7 +323,8 @@ int main(int argc, char **argv)
 
 	page_size = sysconf(_SC_PAGESIZE);
 	if (argc < 3)
-		die("usage: touch|hold|thp SIZE, fragment|scatter SIZE KEEP, stamp SIZE [SECONDS]");
+		die("usage: touch|hold|thp|unused SIZE, fragment SIZE KEEP [BLOCK],\n"
+		    "scatter SIZE KEEP, stamp|churn SIZE [SECONDS]");
 	size = parse_size(argv[2]);
 
 	if (!strcmp(verb, "touch") || !strcmp(verb, "hold")) {
@@ -280,14 +332,17 @@ int main(int argc, char **argv)
 		touch(p, size);
 		if (verb[0] == 'h')
 			stay();
-	} else if (!strcmp(verb, "fragment") && argc == 4) {
-		fragment(size, parse_number(argv[3]), 1);
+	} else if (!strcmp(verb, "fragment") && argc >= 4) {
+		fragment(size, parse_number(argv[3]),
+			 argc > 4 ? parse_size(argv[4]) : page_size, 1);
 	} else if (!strcmp(verb, "scatter") && argc == 4) {
-		fragment(size, parse_number(argv[3]), SCATTER_STRIDE);
+		fragment(size, parse_number(argv[3]), page_size, SCATTER_STRIDE);
+	} else if (!strcmp(verb, "unused")) {
+		unused(size);
 	} else if (!strcmp(verb, "thp")) {
 		thp(size);
-	} else if (!strcmp(verb, "stamp")) {
-		stamp(size, argc > 3 ? parse_number(argv[3]) : 0);
+	} else if (!strcmp(verb, "stamp") || !strcmp(verb, "churn")) {
+		stamp(size, argc > 3 ? parse_number(argv[3]) : 0, verb[0] == 'c');
 	} else {
 		die("unknown load '%s'", verb);
 	}

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Measure inflating and deflating, by page bitmaps and by PFN arrays.
+"""Measure inflating and deflating, live migration, and the guest's walk.
 
-For each case two guests are up at the same time and take turns, so that both see
-the same machine. A table on stdout gives medians and ratios; every single figure
-is in <build>/bench/bench.json, and bench.svg there is the picture.
+Balloon: for each case two guests, with page bitmaps and with PFN arrays, are up at
+the same time and take turns, so that both see the same machine. Migration: a guest
+for each of plain, FREE_PAGE_HINT and misc queue goes from host to host. Tables on
+stdout give medians and ratios; every single figure is in <build>/bench/bench.json,
+and the pictures are beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -18,6 +21,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
+import migrate
 from lab import BUILD, GIB, MIB, PAGE, Guest, LabError, Move, accelerator, artifact
 
 OUT = BUILD.parent / "bench"
@@ -120,6 +124,91 @@ def huge_pages() -> Dict[str, str]:
     return out
 
 
+class Walk(NamedTuple):
+    """A guest whose free pages are looked for."""
+
+    title: str
+    memory: int
+    load: str = ""
+
+
+WALKS = [
+    Walk("8 GiB, fresh", 8 * GIB),
+    Walk("8 GiB, 31 of 32 pages free", 8 * GIB, "fragment 6656M 32"),
+    Walk("8 GiB, every other page free", 8 * GIB, "fragment 6656M 2"),
+    Walk("8 GiB, full of base pages", 8 * GIB, "hold 7168M"),
+    Walk("64 GiB, fresh", 64 * GIB),
+]
+COST = re.compile(r"cost: in PFN order (?P<pages>\d+) pages, (?P<us>\d+) us, longest hold (?P<hold>\d+)"
+                  r" ns, (?P<holds>\d+) holds, (?P<visits>\d+) visits, at most (?P<most>\d+);"
+                  r" free lists (?P<list_pages>\d+) pages, (?P<list_us>\d+) us,"
+                  r" longest hold (?P<list_hold>\d+) ns")
+
+
+def walks() -> Dict[str, Dict[str, float]]:
+    """The walk in PFN order against one of the free lists, and whole answers."""
+    out: Dict[str, Dict[str, float]] = {}
+    print(f"{'walk over the free pages':30}{'us':>8}{'us/GiB':>8}{'hold us':>9}{'visits':>10}"
+          f"{'most':>6}{'lists us':>10}{'hold us':>9}{'answer ms':>11}{'bytes':>9}{'pages/B':>9}")
+    for walk in WALKS:
+        with Guest("bench-walk", memory=walk.memory, reserve=False,
+                   balloon={"misc-vq": "on"}) as guest:
+            if walk.load:
+                guest.start(f"balloon_mem {walk.load}").wait_ready(300)
+            guest.sh("cd /lib/modules; insmod kunit.ko; insmod unused_pages_kunit.ko", 120)
+            match = COST.search(guest.sh("cat /sys/kernel/debug/kunit/unused_pages/results"))
+            if not match:
+                raise LabError("the KUnit test of the walk printed no cost")
+            cost: Dict[str, float] = {k: int(v) for k, v in match.groupdict().items()}
+            answers = [guest.ask() for _ in range(5)]
+        cost["answer_ms"] = statistics.median(one["answer-ns"] for one in answers) / 1e6
+        cost["bytes"] = statistics.median(one["bytes"] for one in answers)
+        cost["pages_per_byte"] = answers[-1]["reported-pages"] / answers[-1]["bytes"]
+        out[walk.title] = cost
+        print(f"{walk.title:30}{cost['us']:>8.0f}{cost['us'] / (walk.memory / GIB):>8.0f}"
+              f"{cost['hold'] / 1e3:>9.0f}{cost['visits']:>10.0f}{cost['most']:>6.0f}"
+              f"{cost['list_us']:>10.0f}{cost['list_hold'] / 1e3:>9.0f}{cost['answer_ms']:>11.1f}"
+              f"{cost['bytes']:>9.0f}{cost['pages_per_byte']:>9.2f}", flush=True)
+    return out
+
+
+def slowdown() -> Dict[str, float]:
+    """A load that allocates and frees pages, alone and while the guest answers."""
+    load = "for i in 1 2 3; do balloon_mem touch 1024M; done"
+    times: Dict[str, List[float]] = {"alone": [], "asked": []}
+    asked = 0
+    with Guest("bench-slowdown", memory=8 * GIB, prealloc=True,
+               balloon={"misc-vq": "on"}) as guest:
+        guest.start("balloon_mem fragment 5120M 32").wait_ready(300)
+        guest.sh(load, 120)
+        for run in range(6):
+            job, begin = guest.start(f"sh -c '{load}'"), time.monotonic()
+            while job.running():
+                if run % 2:
+                    guest.ask()
+                    asked += 1
+                time.sleep(0.02)
+            times["asked" if run % 2 else "alone"].append(time.monotonic() - begin)
+            job.finish(sig="CONT")
+    out = {mode: statistics.median(values) for mode, values in times.items()}
+    print(f"3 GiB touched and freed in a fragmented guest: {out['alone']:.2f} s, while it "
+          f"answers all the time ({asked // 3} answers) {out['asked']:.2f} s", flush=True)
+    return {**out, "answers": asked / 3}
+
+
+def migrations(loads: List[migrate.Load], runs: int, prealloc: bool = True) -> Dict[str, Any]:
+    """Tables of migrations, and every figure."""
+    out: Dict[str, Any] = {}
+    for load in loads:
+        results = {mode: migrate.chain(load, mode, runs, prealloc=prealloc)
+                   for mode in migrate.MODES}
+        migrate.table(load.title, results)
+        out[load.name] = {"title": load.title, "medians": migrate.medians(results),
+                          "raw": {mode: [one._asdict() for one in moves]
+                                  for mode, moves in results.items()}}
+    return out
+
+
 def median(moves: List[Move], of: Callable[[Move], float]) -> float:
     """The median of a figure."""
     return statistics.median(of(move) for move in moves)
@@ -160,15 +249,16 @@ def save(report: Dict[str, Any]) -> None:
     (OUT / "bench.json").write_text(json.dumps(report, indent=1), "utf-8")
 
 
-def plot(report: Dict[str, Any]) -> None:
-    """Draw the medians with gnuplot, if it is there."""
-    rows = [(case["title"], way, case[way]["on"], case[way]["off"])
-            for case in report["cases"].values() for way in ("inflate", "deflate")]
-    data = OUT / "bench.dat"
-    data.write_text("".join(f'"{t}\\n{w}" {on} {off}\n' for t, w, on, off in rows), "utf-8")
+def plot(name: str, title: str, columns: List[str], rows: Dict[str, List[float]]) -> None:
+    """Draw seconds as bars with gnuplot, if it is there."""
+    data = OUT / f"{name}.dat"
+    data.write_text("".join(f'"{label}" {" ".join(map(str, values))}\n'
+                            for label, values in rows.items()), "utf-8")
+    bars = ", ".join(f'"{data}" using {n}:xtic(1) title "{column}"'
+                     for n, column in enumerate(columns, 2))
     script = f"""
         set terminal svg size 1200,600 background "white"
-        set output "{OUT}/bench.svg"
+        set output "{OUT}/{name}.svg"
         set style data histograms
         set style fill solid 0.8
         set logscale y
@@ -176,31 +266,58 @@ def plot(report: Dict[str, Any]) -> None:
         set grid ytics
         set xtics rotate by -30 font ",9"
         set bmargin 8
-        set title "Balloon, {report['accelerator']}, medians of {report['runs']} runs"
-        plot "{data}" using 3:xtic(1) title "PFN arrays", "" using 2 title "page bitmaps"
+        set title "{title}"
+        plot {bars}
     """
     if shutil.which("gnuplot"):
         subprocess.run(["gnuplot"], input=script, text=True, check=True)
-        print(f"\nplot: {OUT}/bench.svg")
+        print(f"plot: {OUT}/{name}.svg")
+
+
+def plots(report: Dict[str, Any]) -> None:
+    """All pictures that there are figures for."""
+    how = f"{report['accelerator']}, medians of {report['runs']} runs"
+    if report["cases"]:
+        plot("bench", f"Balloon, {how}", ["PFN arrays", "page bitmaps"],
+             {f"{case['title']}\\n{way}": [case[way]["off"], case[way]["on"]]
+              for case in report["cases"].values() for way in ("inflate", "deflate")})
+    for name in ("migration", "grid"):
+        if name in report:
+            plot(name, f"Live migration of 8 GiB, {how}", list(migrate.MODES),
+                 {one["title"].replace(":", "\\n").replace(", ", "\\n"):
+                  [one["medians"][mode]["time, s"] for mode in migrate.MODES]
+                  for one in report[name].values()})
 
 
 def main() -> int:
     """Run the cases, print and write what came out."""
+    parts: Dict[str, Callable[[], Any]] = {
+        "walk": walks,
+        "slowdown": slowdown,
+        "migration": lambda: migrations(migrate.LOADS, 5),
+        "backing": lambda: migrations(migrate.LOADS[:4], 1, prealloc=False),
+        "grid": lambda: migrations(migrate.GRID, 1),
+    }
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="runs of each case, default 7")
     parser.add_argument("--quick", action="store_true", help="3 runs, without the large guest")
-    parser.add_argument("--only", metavar="CASE",
-                        choices=[c.name for c in CASES] + ["stock", "huge"])
+    parser.add_argument("--only", metavar="CASE", action="append",
+                        choices=[c.name for c in CASES] + ["stock", "huge", *parts] + [m.name for m in migrate.LOADS],
+                        help="one of %(choices)s; may be repeated")
     args = parser.parse_args()
     runs = 3 if args.quick else args.runs
+
+    def wanted(name: str) -> bool:
+        return not args.only or name in args.only
+
     OUT.mkdir(parents=True, exist_ok=True)
-    unpatched = args.only in (None, "stock")
+    unpatched = wanted("stock")
     for name in ("guest", "qemu") + (("guest-stock", "qemu-debian") if unpatched else ()):
         artifact(name)
     begin = time.monotonic()
     report: Dict[str, Any] = {"accelerator": accelerator(), "runs": runs, "cases": {}, "raw": {}}
-    print(f"Balloon, medians of {runs} runs, interleaved; accelerator: {accelerator()}\n")
+    print(f"Medians of {runs} runs, of migrations 5; accelerator: {accelerator()}\n")
     print(f"{'guest':28}{'':9}{'bitmap s':>9}{'PFN s':>10}{'ratio':>9}")
 
     def raw(results: Results) -> Dict[str, Any]:
@@ -208,7 +325,7 @@ def main() -> int:
                 for mode, ways in results.items()}
 
     for case in CASES:
-        if args.only not in (None, case.name) or (args.quick and case.name == "large"):
+        if not wanted(case.name) or (args.quick and case.name == "large"):
             continue
         results = both(case, max(3, round(runs * case.runs)))
         report["cases"][case.name] = table(case, results)
@@ -226,13 +343,19 @@ def main() -> int:
             report["stock"][way] = {"off": off, "stock": plain, "cpu": cpu}
             print(f"{'feature off, stock pair':28}{way:9}{off:>9.3f}{plain:>10.3f}"
                   f"{plain / off:>9.2f}  CPU {cpu['off']:.2f} {cpu['stock']:.2f}")
-    if args.only in (None, "huge"):
+    if wanted("huge"):
         report["huge"] = huge_pages()
         print(f"huge pages of 3 GiB, half the guest ballooned: bitmap {report['huge']['on']}, "
               f"PFN {report['huge']['off']}")
+    for name, part in parts.items():
+        if wanted(name):
+            report[name] = part()
+            save(report)
+    some = [load for load in migrate.LOADS if args.only and load.name in args.only]
+    if some:
+        report["migration"] = migrations(some, 5)
     save(report)
-    if report["cases"]:
-        plot(report)
+    plots(report)
     print(f"all figures: {OUT}/bench.json; {time.monotonic() - begin:.0f} s")
     return 0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Inflate a guest from 8 to 1 GiB and back, by page bitmaps and by PFN arrays."""
+"""Inflate and deflate a guest both ways, then migrate one in all ways; compare."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Callable, List, Tuple
 
+import migrate
 from lab import GIB, MIB, Guest, LabError, Move, accelerator, artifact
 
 SIZE, LOW = 8 * GIB, 1 * GIB
@@ -28,11 +29,8 @@ def measure(mode: str) -> Tuple[Move, Move]:
         return down, up
 
 
-def main() -> int:
-    """Print both modes side by side."""
-    for name in ("guest", "qemu"):
-        artifact(name)
-    begin = time.monotonic()
+def balloons() -> None:
+    """Print a balloon's moves by page bitmaps and by PFN arrays side by side."""
     print(f"Guest of {SIZE // GIB} GiB, all backed by the host, inflated to "
           f"{LOW // GIB} GiB and deflated again; accelerator: {accelerator()}\n")
     results = [measure("on"), measure("off")]
@@ -55,7 +53,26 @@ def main() -> int:
         new, old = (value(*result) for result in results)
         ratio = f"{old / new:.1f}" if new else "-"
         print(f"{title:24}{new:>14{form}}{old:>14{form}}{ratio:>10}")
-    print(f"\n{time.monotonic() - begin:.0f} s in all. Ratio: PFN arrays to page bitmaps.")
+
+
+def migrations() -> None:
+    """Print live migrations: plain, with free page hints, with the misc queue."""
+    print(f"\nGuest of {SIZE // GIB} GiB, all backed on both sides, migrated over a link of "
+          "10 Gbit/s:\nplain, with FREE_PAGE_HINT (hint), with unused pages left out (misc)\n")
+    for load in migrate.LOADS:
+        if load.name in ("migrate-fragmented", "migrate-idle"):
+            migrate.table(load.title, {mode: migrate.chain(load, mode, 1) for mode in migrate.MODES},
+                          ["time, s", "sent, MiB", "downtime, ms"])
+
+
+def main() -> int:
+    """Print both halves."""
+    for name in ("guest", "qemu"):
+        artifact(name)
+    begin = time.monotonic()
+    balloons()
+    migrations()
+    print(f"\n{time.monotonic() - begin:.0f} s in all.")
     return 0
 
 

@@ -66,6 +66,15 @@ class CommandError(LabError):
         self.output = output
 
 
+class Migration(NamedTuple):
+    """One live migration, as its source saw it."""
+
+    info: Dict[str, Any]    # query-migrate, when it was over
+    misc: Dict[str, int]    # how the source's misc queue counters rose
+    source_rss: int         # bytes by which either host's RSS rose
+    target_rss: int
+
+
 class Move(NamedTuple):
     """One change of the balloon's size."""
 
@@ -74,6 +83,15 @@ class Move(NamedTuple):
     cpu: Dict[str, float]   # CPU seconds of QEMU's threads
     stats: Dict[str, int]   # how the device's counters rose
     rss: int                # bytes by which the host's RSS rose
+
+
+# Counters that do not count, but say what is the case.
+ABSOLUTE = ("longest-hold-ns", "answer-ns", "longest-answer-ns", "last-id")
+
+
+def rose(before: Mapping[str, int], after: Mapping[str, int]) -> Dict[str, int]:
+    """How counters rose."""
+    return {k: v - (0 if k in ABSOLUTE else before[k]) for k, v in after.items()}
 
 
 @functools.lru_cache(maxsize=None)
@@ -173,7 +191,8 @@ def initramfs(kernel: str) -> Path:
 def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = "",
               prealloc: bool = False, reserve: bool = True, machine: str = "q35",
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
-              hotplug: bool = False, incoming: bool = False) -> List[str]:
+              hotplug: bool = False, incoming: bool = False,
+              objects: Sequence[str] = ()) -> List[str]:
     """QEMU's arguments for a guest, without console and agent."""
     # pylint: disable=too-many-arguments
     bus = virtio_bus(machine)
@@ -205,8 +224,14 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
     if hotplug:
         args += ["-device", "pcie-root-port,id=slot0,chassis=1"]
         device += ["bus=slot0"]
-    device += [f"{key}={value}" for key, value in (balloon or {}).items()]
+    balloon = dict(balloon or {})
+    if balloon.get("free-page-hint") == "on":
+        args += ["-object", "iothread,id=hint0"]
+        balloon["iothread"] = "hint0"
+    device += [f"{key}={value}" for key, value in balloon.items()]
     args += ["-device", ",".join(device)]
+    for one in objects:
+        args += ["-object", one]
     if incoming:
         args += ["-incoming", "defer"]
     return args
@@ -409,14 +434,35 @@ class Guest:
                 raise LabError(f"{self.name}: {self.status()}, not {status}")
             time.sleep(0.01)
 
-    def stats(self) -> Dict[str, int]:
+    def stats(self, kind: str = "page-bitmap") -> Dict[str, int]:
         """The device's counters; none on a QEMU without them."""
         for path in ("", "/virtio-backend"):
             reply = self._vm.qmp("qom-get", path="/machine/peripheral/balloon0" + path,
-                                 property="page-bitmap-stats")
+                                 property=f"{kind}-stats")
             if "return" in reply:
                 return {k: int(v) for k, v in reply["return"].items()}
         return {}
+
+    def ask(self, timeout: float = 30, wait: bool = True) -> Dict[str, int]:
+        """Ask for all unused pages; how the misc queue's counters rose by the answer."""
+        path = "/machine/peripheral/balloon0"
+        deadline = time.monotonic() + timeout
+        while True:
+            before = self.stats("misc-vq")
+            try:
+                self.qmp("qom-set", path=path, property="misc-vq-ask", value=True)
+                break
+            except LabError as error:
+                # The driver has only just started, or still answers.
+                if not re.search("not offered|outstanding", str(error)) \
+                        or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        while wait and self.qmp("qom-get", path=path, property="misc-vq-ask"):
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
+            time.sleep(0.001)
+        return rose(before, self.stats("misc-vq"))
 
     def actual(self) -> int:
         """Bytes of memory that the balloon leaves to the guest."""
@@ -485,8 +531,7 @@ class Guest:
             stamp = self.event("BALLOON_CHANGE", 5, {"data": {"actual": last}})["timestamp"]
             seconds = stamp["seconds"] + stamp["microseconds"] / 1e6 - wall
         return Move(seconds, last, {k: spent[k] - cpu[k] for k in cpu},
-                    {k: after[k] - (0 if k == "longest-hold-ns" else stats[k])
-                     for k in after}, backed - rss)
+                    rose(stats, after), backed - rss)
 
     def reset(self, timeout: float = BOOT_SECONDS) -> None:
         """Reset the machine, as its button does, and boot again."""
@@ -499,8 +544,8 @@ class Guest:
     def migrate_to(self, target: Guest, capabilities: Sequence[str] = (),
                    parameters: Optional[Mapping[str, Any]] = None,
                    rounds: int = 1, during: Callable[[], None] = lambda: None,
-                   timeout: float = 120) -> Dict[str, Any]:
-        """Migrate live to a guest made with incoming=True; query-migrate's result.
+                   timeout: float = 120, poll: float = 0.005) -> Migration:
+        """Migrate live to a guest made with incoming=True.
 
         With rounds, hardly any downtime is allowed before so many syncs of the log.
         """
@@ -511,6 +556,7 @@ class Guest:
             end.qmp("migrate-set-parameters", **(parameters or {}))
         if rounds > 1:
             self.qmp("migrate-set-parameters", **{"downtime-limit": 1})
+        misc, rss, target_rss = self.stats("misc-vq"), self.rss(), target.rss()
         target.qmp("migrate-incoming", uri=uri)
         self.qmp("migrate", uri=uri)
         deadline = time.monotonic() + timeout
@@ -527,9 +573,10 @@ class Guest:
                 rounds = 1
                 self.qmp("migrate-set-parameters", **{"downtime-limit": 2000})
             during()
-            time.sleep(0.005)
+            time.sleep(poll)
         target.wait_status("running")
-        return info
+        return Migration(info, rose(misc, self.stats("misc-vq")),
+                         self.rss() - rss, target.rss() - target_rss)
 
     # The end.
 

@@ -1,0 +1,59 @@
+/*
+ * Live migration: pages that the guest does not use
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_UNUSED_PAGES_H
+#define QEMU_MIGRATION_UNUSED_PAGES_H
+
+#include "exec/cpu-common.h"
+#include "qemu/stats64.h"
+#include "qemu/thread.h"
+
+/*
+ * A device that can ask the guest.  Its functions are called under the BQL;
+ * there is one such device at a time.
+ */
+typedef struct UnusedPagesProvider UnusedPagesProvider;
+struct UnusedPagesProvider {
+    /* Whether a request now is worth to be prepared */
+    bool (*ready)(UnusedPagesProvider *p);
+    /*
+     * Ask for the unused pages of a guest-physical range, as soon as may be.
+     * Returns false if it cannot be done.
+     */
+    bool (*request)(UnusedPagesProvider *p, hwaddr start, hwaddr length);
+    /* Whatever was asked, the answer is of no use any more */
+    void (*cancel)(UnusedPagesProvider *p);
+
+    /* Kept by the migration thread */
+    Stat64 unsent_bytes;        /* that were dirty, and are not any more */
+    Stat64 timeouts;            /* waits that ended before the answer */
+};
+
+typedef enum UnusedPagesEnd {
+    UNUSED_PAGES_DONE,
+    UNUSED_PAGES_ERROR,         /* what was reported before is valid */
+    UNUSED_PAGES_DEAD,          /* nothing of it may be applied any more */
+} UnusedPagesEnd;
+
+/* For the device, under the BQL */
+
+bool unused_pages_register(UnusedPagesProvider *p);
+void unused_pages_unregister(UnusedPagesProvider *p);
+/* Pages that were unused at some moment after request() was called */
+void unused_pages_report(UnusedPagesProvider *p, RAMBlock *rb,
+                         ram_addr_t start, ram_addr_t length);
+void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how);
+
+/* For the migration thread */
+
+/* Asks, and waits for the answer.  Called without any lock. */
+void unused_pages_setup(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
+/* Applies what has come.  Called with bitmap_mutex, in an RCU section. */
+void unused_pages_iterate(uint64_t *dirty_pages);
+/* Whether pages were asked for since the last synchronisation */
+bool unused_pages_asked(void);
+
+#endif

@@ -1,0 +1,249 @@
+/*
+ * A dirty log that is cleared late, for tests only
+ *
+ * With KVM's manual dirty log protection a page that is in the log stays
+ * writable, and in the log, until its part of the log is cleared: a write
+ * between the two leaves no trace of its own.  The object x-late-dirty-log
+ * gives TCG and qtest such a log, so that what relies on the order of
+ * log_sync, log_clear and reading a page can be tested without KVM.
+ *
+ * - When logging starts, all pages are in the log.
+ * - log_sync reports the pages that are in the log: those that are dirty now,
+ *   and those that have been in it and were not cleared.
+ * - log_clear takes the range's pages out of the log.  Their dirty bits go,
+ *   but only if they were in the log at the last log_sync.
+ *
+ * Regions that a display looks at have their log synchronised and cleared for
+ * another reason, and are left alone.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitmap.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qapi/error.h"
+#include "exec/address-spaces.h"
+#include "exec/ram_addr.h"
+#include "hw/core/cpu.h"
+#include "qom/object_interfaces.h"
+#include "sysemu/qtest.h"
+#include "sysemu/runstate.h"
+#include "sysemu/tcg.h"
+
+#define TYPE_LATE_DIRTY_LOG "x-late-dirty-log"
+OBJECT_DECLARE_SIMPLE_TYPE(LateDirtyLog, LATE_DIRTY_LOG)
+
+struct LateDirtyLog {
+    Object parent_obj;
+    MemoryListener listener;
+    /*
+     * By ram_addr, from log_global_start on: pages in the log.  Accessed from
+     * any thread, with atomic operations on words.
+     */
+    unsigned long *log;
+    size_t nr_pages;
+};
+
+/* The word of the migration dirty bitmap that @page is in; in an RCU section */
+static unsigned long *dirty_word(unsigned long page)
+{
+    DirtyMemoryBlocks *blocks =
+        qatomic_rcu_read(&ram_list.dirty_memory[DIRTY_MEMORY_MIGRATION]);
+
+    return &blocks->blocks[page / DIRTY_MEMORY_BLOCK_SIZE]
+                          [BIT_WORD(page % DIRTY_MEMORY_BLOCK_SIZE)];
+}
+
+/*
+ * Calls @func for each word of the section's pages, with those that are in
+ * the section.  Returns whether one of the calls did.
+ */
+static bool for_each_word(LateDirtyLog *l, MemoryRegionSection *section,
+                          bool (*func)(unsigned long *log, unsigned long *dirty,
+                                       unsigned long mask))
+{
+    ram_addr_t start = memory_region_get_ram_addr(section->mr) +
+                       section->offset_within_region;
+    unsigned long page = start >> TARGET_PAGE_BITS;
+    unsigned long last = page + (int128_get64(section->size) >>
+                                 TARGET_PAGE_BITS);
+    bool ret = false;
+
+    if (!l->log ||
+        memory_region_get_dirty_log_mask(section->mr) & 1 << DIRTY_MEMORY_VGA) {
+        return false;
+    }
+    RCU_READ_LOCK_GUARD();
+    last = MIN(last, l->nr_pages);
+    while (page < last) {
+        unsigned long mask = BITMAP_FIRST_WORD_MASK(page);
+        unsigned long next = QEMU_ALIGN_DOWN(page, BITS_PER_LONG) +
+                             BITS_PER_LONG;
+
+        if (last < next) {
+            mask &= BITMAP_LAST_WORD_MASK(last);
+        }
+        ret |= func(&l->log[BIT_WORD(page)], dirty_word(page), mask);
+        page = next;
+    }
+    return ret;
+}
+
+static bool sync_word(unsigned long *log, unsigned long *dirty,
+                      unsigned long mask)
+{
+    qatomic_or(log, qatomic_read(dirty) & mask);
+    qatomic_or(dirty, qatomic_read(log) & mask);
+    return false;
+}
+
+static bool clear_word(unsigned long *log, unsigned long *dirty,
+                       unsigned long mask)
+{
+    mask &= qatomic_fetch_and(log, ~mask);
+    return mask & qatomic_fetch_and(dirty, ~mask);
+}
+
+static void late_log_sync(MemoryListener *listener,
+                          MemoryRegionSection *section)
+{
+    for_each_word(container_of(listener, LateDirtyLog, listener), section,
+                  sync_word);
+}
+
+static void count_down(CPUState *cpu, run_on_cpu_data data)
+{
+    qemu_sem_post(data.host_ptr);
+}
+
+static void do_nothing(CPUState *cpu, run_on_cpu_data data)
+{
+}
+
+/*
+ * A vCPU that has set a bit may only then open its TLB entry for direct
+ * stores.  Waits until each has come to the end of such an instruction.
+ */
+static void wait_for_stores(void)
+{
+    int waiting = 0;
+    QemuSemaphore sem;
+    CPUState *cpu;
+
+    if (!runstate_is_running()) {
+        return;
+    }
+    if (qemu_mutex_iothread_locked()) {
+        CPU_FOREACH(cpu) {
+            run_on_cpu(cpu, do_nothing, RUN_ON_CPU_NULL);
+        }
+        return;
+    }
+    qemu_sem_init(&sem, 0);
+    CPU_FOREACH(cpu) {
+        async_run_on_cpu(cpu, count_down, RUN_ON_CPU_HOST_PTR(&sem));
+        waiting++;
+    }
+    while (waiting--) {
+        qemu_sem_wait(&sem);
+    }
+    qemu_sem_destroy(&sem);
+}
+
+static void late_log_clear(MemoryListener *listener,
+                           MemoryRegionSection *section)
+{
+    LateDirtyLog *l = container_of(listener, LateDirtyLog, listener);
+
+    /* A vCPU that translates code is none of KVM's, and cannot wait. */
+    if (current_cpu || !for_each_word(l, section, clear_word)) {
+        return;
+    }
+    if (tcg_enabled()) {
+        wait_for_stores();
+        cpu_physical_memory_rearm_dirty(
+            memory_region_get_ram_addr(section->mr) +
+            section->offset_within_region, int128_get64(section->size));
+    }
+}
+
+static void late_log_global_start(MemoryListener *listener)
+{
+    LateDirtyLog *l = container_of(listener, LateDirtyLog, listener);
+    RAMBlock *block;
+    ram_addr_t end = 0;
+
+    if (!tcg_enabled() && !qtest_enabled()) {
+        warn_report(TYPE_LATE_DIRTY_LOG " is for TCG and qtest only");
+        return;
+    }
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(block) {
+        end = MAX(end, block->offset + block->max_length);
+    }
+    l->nr_pages = end >> TARGET_PAGE_BITS;
+    l->log = bitmap_new(l->nr_pages);
+    bitmap_set(l->log, 0, l->nr_pages);
+}
+
+static void late_log_global_stop(MemoryListener *listener)
+{
+    LateDirtyLog *l = container_of(listener, LateDirtyLog, listener);
+
+    g_free(l->log);
+    l->log = NULL;
+}
+
+static void late_dirty_log_complete(UserCreatable *uc, Error **errp)
+{
+    LateDirtyLog *l = LATE_DIRTY_LOG(uc);
+
+    if (global_dirty_tracking) {
+        error_setg(errp, "Dirty pages are being logged already");
+        return;
+    }
+    l->listener = (MemoryListener) {
+        .name = TYPE_LATE_DIRTY_LOG,
+        .log_sync = late_log_sync,
+        .log_clear = late_log_clear,
+        .log_global_start = late_log_global_start,
+        .log_global_stop = late_log_global_stop,
+    };
+    memory_listener_register(&l->listener, &address_space_memory);
+}
+
+static void late_dirty_log_finalize(Object *obj)
+{
+    LateDirtyLog *l = LATE_DIRTY_LOG(obj);
+
+    if (l->listener.name) {
+        memory_listener_unregister(&l->listener);
+    }
+    g_free(l->log);
+}
+
+static void late_dirty_log_class_init(ObjectClass *oc, void *data)
+{
+    USER_CREATABLE_CLASS(oc)->complete = late_dirty_log_complete;
+}
+
+static const TypeInfo late_dirty_log_info = {
+    .name = TYPE_LATE_DIRTY_LOG,
+    .parent = TYPE_OBJECT,
+    .instance_size = sizeof(LateDirtyLog),
+    .instance_finalize = late_dirty_log_finalize,
+    .class_init = late_dirty_log_class_init,
+    .interfaces = (InterfaceInfo[]) {
+        { TYPE_USER_CREATABLE },
+        { }
+    },
+};
+
+static void late_dirty_log_register(void)
+{
+    type_register_static(&late_dirty_log_info);
+}
+
+type_init(late_dirty_log_register)

@@ -1,0 +1,1675 @@
+/*
+ * QTest testcase for virtio-balloon: the misc queue, and migration with it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "qemu/module.h"
+#include "qemu/units.h"
+#include "qapi/qmp/qdict.h"
+#include "standard-headers/linux/virtio_balloon.h"
+#include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_pci.h"
+#include "libqtest.h"
+#include "libqos/qgraph.h"
+#include "libqos/qos_external.h"
+#include "libqos/virtio-balloon.h"
+
+#define F(bit)          (1ull << (bit))
+#define FEATURES        (F(VIRTIO_F_VERSION_1) | F(VIRTIO_BALLOON_F_MISC_VQ))
+#define RAM_MIB         256
+#define RAM_SIZE        (RAM_MIB * MiB)
+#define RAM_PAGES       (RAM_SIZE / 4096)
+/* Guest memory to play with, far from what the allocator hands out */
+#define AREA            (128 * MiB)
+#define AREA_PFN        (AREA >> 12)
+#define TIMEOUT_US      (60 * G_USEC_PER_SEC)
+#define REQUEST_LEN     (sizeof(struct balloon_req_hdr) + \
+                         sizeof(struct balloon_req_range))
+
+enum { CONT = BALLOON_FLAG_CONT, DONE = BALLOON_FLAG_DONE,
+       ERROR = BALLOON_FLAG_ERROR };
+
+typedef struct Misc {
+    QTestState *qts;
+    QVirtioPCIDevice *pci;
+    QVirtioDevice *dev;
+    QGuestAllocator *alloc;
+    QVirtQueue *queues[6];
+    QVirtQueue *vq;
+    int index;
+    int packed;                 /* next slot, if the ring is packed */
+    QDict *before;              /* counters */
+    uint64_t buffer;            /* for requests */
+    uint64_t id;                /* of the last request */
+    uint64_t start, end;        /* its range */
+} Misc;
+
+static QDict *get_counters(QTestState *qts)
+{
+    QDict *rsp, *ret;
+
+    rsp = qtest_qmp(qts, "{'execute': 'qom-get', 'arguments': {"
+                    "'path': '/machine/peripheral/balloon0',"
+                    "'property': 'misc-vq-stats'}}");
+    ret = qdict_get_qdict(rsp, "return");
+    g_assert_nonnull(ret);
+    qobject_ref(ret);
+    qobject_unref(rsp);
+    return ret;
+}
+
+static int64_t get_counter(QTestState *qts, const char *name)
+{
+    QDict *now = get_counters(qts);
+    int64_t ret = qdict_get_int(now, name);
+
+    qobject_unref(now);
+    return ret;
+}
+
+/* How much a counter grew since the last forget() */
+static int64_t grown(Misc *m, const char *name)
+{
+    return get_counter(m->qts, name) - qdict_get_int(m->before, name);
+}
+
+static void forget(Misc *m)
+{
+    qobject_unref(m->before);
+    m->before = get_counters(m->qts);
+}
+
+/* For loops that wait */
+static void pause_until(gint64 deadline, int us)
+{
+    g_assert_cmpint(g_get_monotonic_time(), <, deadline);
+    g_usleep(us);
+}
+
+static void wait_counter(Misc *m, const char *name, int64_t value)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    while (grown(m, name) < value) {
+        pause_until(deadline, 1000);
+    }
+}
+
+/* The driver */
+
+static void misc_start(Misc *m, uint64_t features)
+{
+    int i;
+
+    g_assert_cmphex(qvirtio_get_features(m->dev) & features, ==, features);
+    qvirtio_set_features(m->dev, features);
+    for (i = 0; i <= m->index; i++) {
+        m->queues[i] = qvirtqueue_setup(m->dev, m->alloc, i);
+    }
+    m->vq = m->queues[m->index];
+    if (features & F(VIRTIO_F_RING_PACKED)) {
+        m->packed = 0;
+        qtest_memset(m->qts, m->vq->desc, 0, 16 * m->vq->size);
+    }
+    qvirtio_set_driver_ok(m->dev);
+}
+
+static void misc_free_queues(Misc *m)
+{
+    int i;
+
+    for (i = 0; i <= m->index; i++) {
+        qvirtqueue_cleanup(m->dev->bus, m->queues[i], m->alloc);
+    }
+}
+
+static void misc_restart(Misc *m, uint64_t features)
+{
+    qvirtio_start_device(m->dev);
+    misc_free_queues(m);
+    misc_start(m, features);
+}
+
+static void misc_init(Misc *m, void *obj, QGuestAllocator *alloc, int index,
+                      uint64_t features)
+{
+    QVirtioBalloonPCI *pci = obj;
+
+    memset(m, 0, sizeof(*m));
+    m->packed = -1;
+    m->pci = &pci->pci_vdev;
+    m->qts = m->pci->pdev->bus->qts;
+    m->dev = &m->pci->vdev;
+    m->alloc = alloc;
+    m->index = index;
+    misc_start(m, features);
+    m->before = get_counters(m->qts);
+    m->buffer = guest_alloc(alloc, VIRTIO_BALLOON_REQ_LEN);
+}
+
+static void misc_fini(Misc *m)
+{
+    guest_free(m->alloc, m->buffer);
+    misc_free_queues(m);
+    qobject_unref(m->before);
+}
+
+/* The buffer for requests has the first slot, a message the second if any. */
+static void add(Misc *m, uint64_t addr, size_t len, bool write)
+{
+    QVirtQueue *vq = m->vq;
+
+    if (m->packed >= 0) {
+        uint64_t desc = vq->desc + 16 * m->packed++;
+
+        qtest_writeq(m->qts, desc, addr);
+        qtest_writel(m->qts, desc + 8, len);
+        qtest_writew(m->qts, desc + 12, 0x1234);
+        qtest_writew(m->qts, desc + 14, 1 << VRING_PACKED_DESC_F_AVAIL |
+                     (write ? VRING_DESC_F_WRITE : 0));
+        m->dev->bus->virtqueue_kick(m->dev, vq);
+        return;
+    }
+    vq->free_head = write || vq->size == 1 ? 0 : 1;
+    qvirtqueue_kick(m->qts, m->dev, vq,
+                    qvirtqueue_add(m->qts, vq, addr, len, write, false));
+}
+
+static bool used(Misc *m, uint32_t *len)
+{
+    uint64_t desc = m->vq->desc + 16 * (m->packed - 1);
+    uint16_t flags;
+
+    if (m->packed < 0) {
+        return qvirtqueue_get_buf(m->qts, m->vq, NULL, len);
+    }
+    flags = qtest_readw(m->qts, desc + 14);
+    *len = qtest_readl(m->qts, desc + 8);
+    return (flags & 1 << VRING_PACKED_DESC_F_AVAIL) &&
+           (flags & 1 << VRING_PACKED_DESC_F_USED);
+}
+
+static uint32_t wait_used(Misc *m)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    uint32_t len;
+
+    while (!used(m, &len)) {
+        pause_until(deadline, 100);
+    }
+    return len;
+}
+
+static void offer(Misc *m)
+{
+    qtest_memset(m->qts, m->buffer, 0xee, VIRTIO_BALLOON_REQ_LEN);
+    add(m, m->buffer, VIRTIO_BALLOON_REQ_LEN, true);
+}
+
+static bool try_ask(Misc *m)
+{
+    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'qom-set', 'arguments': {"
+                           "'path': '/machine/peripheral/balloon0',"
+                           "'property': 'misc-vq-ask', 'value': true}}");
+    bool ret = !qdict_haskey(rsp, "error");
+
+    qobject_unref(rsp);
+    return ret;
+}
+
+static bool asking(Misc *m)
+{
+    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'qom-get', 'arguments': {"
+                           "'path': '/machine/peripheral/balloon0',"
+                           "'property': 'misc-vq-ask'}}");
+    bool ret = qdict_get_bool(rsp, "return");
+
+    qobject_unref(rsp);
+    return ret;
+}
+
+/* Reads the request that is in the memory of @qts, and checks it */
+static void read_request(Misc *m, QTestState *qts)
+{
+    struct balloon_req_hdr hdr;
+    struct balloon_req_range range;
+    uint8_t rest[VIRTIO_BALLOON_REQ_LEN - REQUEST_LEN];
+    uint64_t id;
+    int i;
+
+    qtest_bufread(qts, m->buffer, &hdr, sizeof(hdr));
+    qtest_bufread(qts, m->buffer + sizeof(hdr), &range, sizeof(range));
+    qtest_bufread(qts, m->buffer + REQUEST_LEN, rest, sizeof(rest));
+    g_assert_cmpint(le16_to_cpu(hdr.cmd), ==, BALLOON_GET_UNUSED_PAGES);
+    g_assert_cmpint(le16_to_cpu(range.page_shift), ==, 12);
+    for (i = 0; i < 3; i++) {
+        g_assert_cmpint(hdr.reserved[i], ==, 0);
+        g_assert_cmpint(range.reserved[i], ==, 0);
+    }
+    for (i = 0; i < sizeof(rest); i++) {
+        g_assert_cmphex(rest[i], ==, 0xee);
+    }
+    id = le64_to_cpu(hdr.param);
+    g_assert_cmpint(id, >, m->id);
+    m->id = id;
+    m->start = le64_to_cpu(range.start_pfn) << 12;
+    m->end = m->start + (le64_to_cpu(range.nr_pages) << 12);
+}
+
+static void wait_request(Misc *m)
+{
+    g_assert_cmpint(wait_used(m), ==, REQUEST_LEN);
+    read_request(m, m->qts);
+}
+
+/* Has the device ask for all of RAM */
+static void ask(Misc *m)
+{
+    g_assert_true(try_ask(m));
+    wait_request(m);
+    g_assert_true(asking(m));
+    g_assert_cmphex(m->start, ==, 0);
+    g_assert_cmphex(m->end, >=, RAM_SIZE);
+}
+
+/* Messages */
+
+static struct balloon_bmap_hdr answer_hdr(Misc *m, uint16_t flag,
+                                          uint64_t start_pfn, uint64_t len)
+{
+    return (struct balloon_bmap_hdr) {
+        .cmd = cpu_to_le16(BALLOON_GET_UNUSED_PAGES),
+        .page_shift = cpu_to_le16(12),
+        .flag = cpu_to_le16(flag),
+        .req_id = cpu_to_le64(m->id),
+        .start_pfn = cpu_to_le64(start_pfn),
+        .bmap_len = cpu_to_le64(len),
+    };
+}
+
+/* Appends a record with @len bytes of bitmap, of the bits of @word, repeated */
+static void add_raw(GByteArray *msg, struct balloon_bmap_hdr hdr, uint64_t word,
+                    size_t len)
+{
+    size_t i;
+
+    word = cpu_to_le64(word);
+    g_byte_array_append(msg, (uint8_t *)&hdr, sizeof(hdr));
+    for (i = 0; i < len; i += 8) {
+        g_byte_array_append(msg, (uint8_t *)&word, 8);
+    }
+}
+
+static void add_answer(Misc *m, GByteArray *msg, uint16_t flag,
+                       uint64_t start_pfn, uint64_t word, size_t len)
+{
+    add_raw(msg, answer_hdr(m, flag, start_pfn, len), word, len);
+}
+
+/* Empties @msg */
+static void transmit(Misc *m, GByteArray *msg)
+{
+    uint64_t addr = guest_alloc(m->alloc, msg->len);
+
+    qtest_bufwrite(m->qts, addr, msg->data, msg->len);
+    add(m, addr, msg->len, false);
+    g_assert_cmpint(wait_used(m), ==, 0);
+    guest_free(m->alloc, addr);
+    g_byte_array_set_size(msg, 0);
+}
+
+static void finish(Misc *m, uint16_t flag)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+
+    add_answer(m, msg, flag, 0, 0, 0);
+    transmit(m, msg);
+}
+
+/* The queue is as good as ever: asks, and gets one page */
+static void check_works(Misc *m)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+
+    forget(m);
+    offer(m);
+    ask(m);
+    add_answer(m, msg, DONE, AREA_PFN, 0x8, 8);
+    transmit(m, msg);
+    g_assert_false(asking(m));
+    g_assert_cmpint(grown(m, "requests"), ==, 1);
+    g_assert_cmpint(grown(m, "answers"), ==, 1);
+    g_assert_cmpint(grown(m, "records"), ==, 1);
+    g_assert_cmpint(grown(m, "reported-pages"), ==, 1);
+    g_assert_cmpint(grown(m, "bad-records"), ==, 0);
+    g_assert_cmpint(grown(m, "stale-records"), ==, 0);
+    g_assert_cmpint(get_counter(m->qts, "last-id"), ==, m->id);
+}
+
+static void test_ask(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    g_assert_false(asking(&m));
+    g_assert_false(try_ask(&m));
+    offer(&m);
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    g_assert_cmpint(grown(&m, "messages"), ==, 0);
+    ask(&m);
+    g_assert_cmpint(m.id, ==, 1);
+    g_assert_cmpint(grown(&m, "requests"), ==, 1);
+
+    /* One at a time, whether or not the buffer is there */
+    g_assert_false(try_ask(&m));
+
+    /* Many messages, of many records; those that touch make one run */
+    add_answer(&m, msg, CONT, AREA_PFN, 0xff, 8);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 8);
+    add_answer(&m, msg, CONT, AREA_PFN + 64, 0x8000000000000001, 8);
+    add_answer(&m, msg, CONT, AREA_PFN + 128, 0x3, 8);
+    add_answer(&m, msg, CONT, AREA_PFN + 128, 0, 32768);
+    transmit(&m, msg);
+    g_assert_true(asking(&m));
+    g_assert_cmpint(grown(&m, "answers"), ==, 0);
+    add_answer(&m, msg, CONT, AREA_PFN, 0x1, 8);
+    add_answer(&m, msg, DONE, AREA_PFN + 192, 0x1, 8);
+    transmit(&m, msg);
+    g_assert_false(asking(&m));
+    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+    g_assert_cmpint(grown(&m, "messages"), ==, 3);
+    g_assert_cmpint(grown(&m, "bytes"), ==, 6 * 32 + 5 * 8 + 32768);
+    g_assert_cmpint(grown(&m, "records"), ==, 6);
+    g_assert_cmpint(grown(&m, "runs"), ==, 5);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 14);
+    g_assert_cmpint(grown(&m, "skipped-runs"), ==, 0);
+    g_assert_cmpint(grown(&m, "bad-records"), ==, 0);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 0);
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
+    g_assert_cmpint(get_counter(m.qts, "answer-ns"), >, 0);
+    g_assert_cmpint(get_counter(m.qts, "longest-answer-ns"), >=,
+                    get_counter(m.qts, "answer-ns"));
+
+    /* Not before there is a buffer again */
+    g_assert_false(try_ask(&m));
+
+    /* DONE by itself; ERROR, behind records that stay good */
+    offer(&m);
+    ask(&m);
+    finish(&m, DONE);
+    g_assert_false(asking(&m));
+    forget(&m);
+    offer(&m);
+    ask(&m);
+    add_answer(&m, msg, CONT, AREA_PFN, 0x3, 8);
+    add_answer(&m, msg, ERROR, 0, 0, 0);
+    transmit(&m, msg);
+    g_assert_false(asking(&m));
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 2);
+    g_assert_cmpint(grown(&m, "errors"), ==, 1);
+    g_assert_cmpint(grown(&m, "answers"), ==, 0);
+
+    /* Pages of another size, what is no RAM, and what was not asked for */
+    forget(&m);
+    offer(&m);
+    ask(&m);
+    add_raw(msg, (struct balloon_bmap_hdr) {
+                .page_shift = cpu_to_le16(16), .req_id = cpu_to_le64(m.id),
+                .start_pfn = cpu_to_le64(AREA >> 16), .bmap_len = cpu_to_le64(8)
+            }, 0x2, 8);
+    add_answer(&m, msg, CONT, RAM_SIZE >> 12, 0x1, 8);
+    add_answer(&m, msg, CONT, (RAM_SIZE >> 12) - 64, 0x1ull << 63, 8);
+    add_answer(&m, msg, CONT, RAM_SIZE >> 12, 0x1, 8);
+    add_answer(&m, msg, CONT, 1ull << 40, UINT64_MAX, 8);
+    add_answer(&m, msg, CONT, 0xc0, UINT64_MAX << 48, 8);
+    transmit(&m, msg);
+    finish(&m, DONE);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 17);
+    g_assert_cmpint(grown(&m, "runs"), ==, 5);
+    g_assert_cmpint(grown(&m, "skipped-runs"), >=, 4);
+    for (i = 0; i < 200; i++) {
+        check_works(&m);
+    }
+    misc_fini(&m);
+}
+
+static void test_not_negotiated(void *obj, void *data, QGuestAllocator *alloc)
+{
+    bool offered = data != NULL;
+    Misc m;
+
+    misc_init(&m, obj, alloc, offered ? 3 : 2, F(VIRTIO_F_VERSION_1));
+    g_assert_cmpint(!!(qvirtio_get_features(m.dev) &
+                       F(VIRTIO_BALLOON_F_MISC_VQ)), ==, offered);
+    m.dev->bus->queue_select(m.dev, 3);
+    g_assert_cmpint(m.dev->bus->get_queue_size(m.dev), ==, offered ? 128 : 0);
+    if (offered) {
+        offer(&m);
+        g_usleep(1000);
+        g_assert_false(qvirtqueue_get_buf(m.qts, m.vq, NULL, NULL));
+    }
+    g_assert_false(try_ask(&m));
+    misc_fini(&m);
+}
+
+typedef struct BadRecord {
+    const char *name;
+    struct balloon_bmap_hdr hdr;        /* in host order */
+    size_t len;                         /* of the bitmap that follows */
+    bool stale;
+    bool lost;                          /* what is behind it in the message */
+} BadRecord;
+
+static const BadRecord bad_records[] = {
+    { "cmd", { .cmd = 1, .page_shift = 12, .bmap_len = 8 }, 8, true },
+    { "flag", { .flag = 4, .page_shift = 12, .bmap_len = 8 }, 8 },
+    { "flags", { .flag = 0x8001, .page_shift = 12, .bmap_len = 8 }, 8 },
+    { "error", { .flag = 2, .page_shift = 12, .bmap_len = 8 }, 8 },
+    { "reserved", { .reserved = 1, .page_shift = 12, .bmap_len = 8 }, 8 },
+    { "page_shift 11", { .page_shift = 11, .bmap_len = 8 }, 8 },
+    { "page_shift 31", { .page_shift = 31, .bmap_len = 8 }, 8 },
+    { "start_pfn", { .page_shift = 12, .start_pfn = AREA_PFN + 32,
+                     .bmap_len = 8 }, 8 },
+    { "overflow", { .page_shift = 12, .start_pfn = (1ull << 52) - 64,
+                    .bmap_len = 8 }, 8 },
+    { "bmap_len 4", { .page_shift = 12, .bmap_len = 4 }, 8, false, true },
+    { "bmap_len 32776", { .page_shift = 12, .bmap_len = 32776 }, 32776,
+      false, true },
+    { "bmap_len beyond the buffer", { .page_shift = 12, .bmap_len = 4096 }, 8,
+      false, true },
+};
+
+static void test_bad_records(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    struct balloon_bmap_hdr hdr;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    for (i = 0; i < ARRAY_SIZE(bad_records); i++) {
+        const BadRecord *bad = &bad_records[i];
+
+        g_test_message("%s", bad->name);
+        offer(&m);
+        ask(&m);
+        forget(&m);
+        hdr = answer_hdr(&m, bad->hdr.flag, bad->hdr.start_pfn ?: AREA_PFN,
+                         bad->hdr.bmap_len);
+        hdr.cmd = cpu_to_le16(bad->hdr.cmd);
+        hdr.page_shift = cpu_to_le16(bad->hdr.page_shift);
+        hdr.reserved = cpu_to_le16(bad->hdr.reserved);
+        /* Good, bad, good */
+        add_answer(&m, msg, CONT, AREA_PFN, 0x3, 8);
+        add_raw(msg, hdr, UINT64_MAX, bad->len);
+        add_answer(&m, msg, CONT, AREA_PFN, 0xc, 8);
+        transmit(&m, msg);
+        g_assert_cmpint(grown(&m, "bad-records"), ==, !bad->stale);
+        g_assert_cmpint(grown(&m, "stale-records"), ==, bad->stale);
+        g_assert_cmpint(grown(&m, "records"), ==, 2 - bad->lost);
+        g_assert_cmpint(grown(&m, "reported-pages"), ==, 4 - 2 * bad->lost);
+        g_assert_true(asking(&m));
+        finish(&m, DONE);
+        g_assert_false(asking(&m));
+        check_works(&m);
+    }
+
+    offer(&m);
+    ask(&m);
+    forget(&m);
+
+    /* Another request's records, later or earlier, end nothing */
+    for (i = -1; i <= 1; i += 2) {
+        hdr = answer_hdr(&m, DONE, AREA_PFN, 8);
+        hdr.req_id = cpu_to_le64(m.id + i);
+        add_raw(msg, hdr, UINT64_MAX, 8);
+        transmit(&m, msg);
+    }
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 2);
+    g_assert_true(asking(&m));
+
+    /* Truncated headers, and a buffer that is too long */
+    for (i = 1; i < sizeof(hdr); i += 30) {
+        add_answer(&m, msg, DONE, AREA_PFN, 0, 0);
+        g_byte_array_set_size(msg, i);
+        transmit(&m, msg);
+    }
+    g_assert_cmpint(grown(&m, "bad-records"), ==, 2);
+    while (msg->len <= VIRTIO_BALLOON_BMAP_MAX_MSG) {
+        add_answer(&m, msg, DONE, AREA_PFN, UINT64_MAX, 64);
+    }
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "bad-records"), ==, 3);
+    g_assert_cmpint(grown(&m, "records"), ==, 0);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 0);
+    g_assert_true(asking(&m));
+
+    /* Behind the end of the answer, nothing counts */
+    add_answer(&m, msg, DONE, AREA_PFN, 0x1, 8);
+    add_answer(&m, msg, CONT, AREA_PFN, 0x2, 8);
+    add_answer(&m, msg, DONE, AREA_PFN, 0x4, 8);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 1);
+    g_assert_cmpint(grown(&m, "records"), ==, 1);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 4);
+    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+
+    /* The same without a request at all; then with the buffer for one */
+    forget(&m);
+    finish(&m, DONE);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 1);
+    g_assert_cmpint(grown(&m, "answers"), ==, 0);
+    check_works(&m);
+
+    /* The driver offers its buffer, so that was all of the answer */
+    offer(&m);
+    ask(&m);
+    forget(&m);
+    offer(&m);
+    wait_counter(&m, "errors", 1);
+    ask(&m);
+    finish(&m, DONE);
+    check_works(&m);
+    misc_fini(&m);
+}
+
+static void test_descriptors(void *obj, void *data, QGuestAllocator *alloc)
+{
+    static const int cuts[] = { 1, 7, 24, 31, 33, 36, 41 };
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    uint64_t addr;
+    Misc m;
+    int i, last;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+
+    /* The request, as well, may lie in pieces */
+    qtest_memset(m.qts, m.buffer, 0xee, VIRTIO_BALLOON_REQ_LEN);
+    m.vq->free_head = 0;
+    qvirtqueue_add(m.qts, m.vq, m.buffer, 3, true, true);
+    qvirtqueue_add(m.qts, m.vq, m.buffer + 3, 20, true, true);
+    qvirtqueue_add(m.qts, m.vq, m.buffer + 23, 41, true, false);
+    qvirtqueue_kick(m.qts, m.dev, m.vq, 0);
+    ask(&m);
+
+    add_answer(&m, msg, CONT, AREA_PFN, 0xff00, 8);
+    add_answer(&m, msg, DONE, AREA_PFN + 64, 0xff00, 24);
+    addr = guest_alloc(alloc, msg->len);
+    qtest_bufwrite(m.qts, addr, msg->data, msg->len);
+    m.vq->free_head = 0;
+    for (i = 0, last = 0; i < ARRAY_SIZE(cuts); i++) {
+        qvirtqueue_add(m.qts, m.vq, addr + last, cuts[i] - last, false, true);
+        last = cuts[i];
+    }
+    qvirtqueue_add(m.qts, m.vq, addr + last, msg->len - last, false, false);
+    qvirtqueue_kick(m.qts, m.dev, m.vq, 0);
+    wait_used(&m);
+    g_assert_cmpint(grown(&m, "records"), ==, 2);
+    g_assert_cmpint(grown(&m, "bytes"), ==, msg->len);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 32);
+    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+    guest_free(alloc, addr);
+    check_works(&m);
+    misc_fini(&m);
+}
+
+/* A legal message of the greatest size, with every other bit set */
+static void add_long_message(Misc *m, GByteArray *msg)
+{
+    while (msg->len + 32768 + 32 <= VIRTIO_BALLOON_BMAP_MAX_MSG) {
+        add_answer(m, msg, CONT, AREA_PFN, 0x5555555555555555, 32768);
+    }
+    add_answer(m, msg, CONT, AREA_PFN, 0x5555555555555555,
+               VIRTIO_BALLOON_BMAP_MAX_MSG - msg->len - 32);
+    g_assert_cmpint(msg->len, ==, VIRTIO_BALLOON_BMAP_MAX_MSG);
+}
+
+#define LONG_MESSAGE_RUNS  (4 * (VIRTIO_BALLOON_BMAP_MAX_MSG - 32 * 32))
+
+static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    uint64_t addr;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    ask(&m);
+    forget(&m);
+    add_long_message(&m, msg);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "messages"), ==, 1);
+    g_assert_cmpint(grown(&m, "runs"), ==, LONG_MESSAGE_RUNS);
+    /* Runs are work items: 16384 to a slice */
+    g_assert_cmpint(grown(&m, "bh-calls"), >=, LONG_MESSAGE_RUNS / 16384 - 1);
+    g_assert_cmpint(grown(&m, "bad-records"), ==, 0);
+
+    /* All memory, again and again: by bytes */
+    forget(&m);
+    while (msg->len < 40000) {
+        add_raw(msg, (struct balloon_bmap_hdr) {
+                    .page_shift = cpu_to_le16(12), .req_id = cpu_to_le64(m.id),
+                    .bmap_len = cpu_to_le64(8192)
+                }, UINT64_MAX, 8192);
+        add_answer(&m, msg, CONT, 1ull << 40, 1, 8);
+    }
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "reported-pages"), >, 4 * RAM_PAGES);
+
+    /* Small records by the thousand, nobody asked for them */
+    finish(&m, DONE);
+    forget(&m);
+    while (msg->len + 32 <= VIRTIO_BALLOON_BMAP_MAX_MSG) {
+        add_answer(&m, msg, DONE, 0, 0, 0);
+    }
+    addr = guest_alloc(alloc, msg->len);
+    qtest_bufwrite(m.qts, addr, msg->data, msg->len);
+    for (i = 0; i < 4; i++) {
+        add(&m, addr, msg->len, false);
+    }
+    for (i = 0; i < 4; i++) {
+        wait_used(&m);
+    }
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 4 * 32768);
+    g_assert_cmpint(grown(&m, "bh-calls"), >=, 4 * 32768 / 16384 - 1);
+
+    /* A flood of nothing */
+    forget(&m);
+    for (i = 0; i < 300; i++) {
+        add(&m, addr, 8, false);
+        wait_used(&m);
+    }
+    g_assert_cmpint(grown(&m, "bad-records"), ==, 300);
+    guest_free(alloc, addr);
+    check_works(&m);
+    misc_fini(&m);
+}
+
+static void test_request_buffer(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Misc m;
+
+    /* First of all something that is no buffer for requests: another queue? */
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    add(&m, m.buffer, VIRTIO_BALLOON_REQ_LEN, false);
+    offer(&m);
+    g_assert_false(try_ask(&m));
+    g_assert_false(qvirtqueue_get_buf(m.qts, m.vq, NULL, NULL));
+    g_assert_cmpint(grown(&m, "messages"), ==, 0);
+    misc_restart(&m, FEATURES);
+    check_works(&m);
+
+    misc_restart(&m, FEATURES);
+    add(&m, m.buffer, REQUEST_LEN - 1, true);
+    g_assert_false(try_ask(&m));
+    add(&m, m.buffer, REQUEST_LEN, true);
+    g_assert_false(try_ask(&m));
+    g_assert_false(qvirtqueue_get_buf(m.qts, m.vq, NULL, NULL));
+    misc_restart(&m, FEATURES);
+    check_works(&m);
+
+    /* Later on, a buffer that is too short comes back empty */
+    add(&m, m.buffer, REQUEST_LEN - 1, true);
+    g_assert_cmpint(wait_used(&m), ==, 0);
+    g_assert_false(try_ask(&m));
+    check_works(&m);
+
+    /* As many bytes as the command takes are enough */
+    qtest_memset(m.qts, m.buffer, 0xee, VIRTIO_BALLOON_REQ_LEN);
+    add(&m, m.buffer, REQUEST_LEN, true);
+    ask(&m);
+    finish(&m, DONE);
+    check_works(&m);
+    misc_fini(&m);
+}
+
+static uint64_t common_cfg(Misc *m, size_t offset)
+{
+    return m->pci->common_cfg_offset + offset;
+}
+
+static void test_reset(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    uint64_t addr, id;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES | F(VIRTIO_F_RING_RESET));
+    addr = guest_alloc(alloc, VIRTIO_BALLOON_BMAP_MAX_MSG);
+    for (i = 0; i < 3; i++) {
+        /* In the middle of the answer, and of a message */
+        offer(&m);
+        ask(&m);
+        id = m.id;
+        forget(&m);
+        g_byte_array_set_size(msg, 0);
+        add_long_message(&m, msg);
+        qtest_bufwrite(m.qts, addr, msg->data, msg->len);
+        add(&m, addr, msg->len, false);
+        if (i == 2) {
+            m.dev->bus->queue_select(m.dev, m.index);
+            qpci_io_writew(m.pci->pdev, m.pci->bar,
+                           common_cfg(&m, VIRTIO_PCI_COMMON_Q_RESET), 1);
+        } else {
+            qvirtio_reset(m.dev);
+        }
+        g_assert_cmpint(grown(&m, "runs"), <, LONG_MESSAGE_RUNS);
+        g_assert_cmpint(grown(&m, "ended"), ==, 1);
+        g_assert_false(asking(&m));
+        g_assert_false(try_ask(&m));
+        if (i == 2) {
+            qvirtqueue_cleanup(m.dev->bus, m.vq, alloc);
+            m.vq = m.queues[m.index] = qvirtqueue_setup(m.dev, alloc, m.index);
+        } else {
+            misc_restart(&m, FEATURES | F(VIRTIO_F_RING_RESET));
+        }
+
+        /* The old answer is nobody's */
+        offer(&m);
+        ask(&m);
+        g_assert_cmpint(m.id, ==, id + 1);
+        m.id = id;
+        forget(&m);
+        finish(&m, DONE);
+        g_assert_cmpint(grown(&m, "stale-records"), ==, 1);
+        g_assert_true(asking(&m));
+        m.id = id + 1;
+        finish(&m, DONE);
+        check_works(&m);
+    }
+
+    /* The next driver need not know the feature */
+    misc_restart(&m, F(VIRTIO_F_VERSION_1));
+    g_assert_false(try_ask(&m));
+    guest_free(alloc, addr);
+    misc_fini(&m);
+}
+
+static void test_stop(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    uint64_t addr;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    g_assert_false(try_ask(&m));
+    qtest_qmp_assert_success(m.qts, "{'execute': 'cont'}");
+    ask(&m);
+    forget(&m);
+    add_answer(&m, msg, CONT, AREA_PFN, 0x1, 8);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "records"), ==, 1);
+
+    /* In the middle of a message */
+    add_long_message(&m, msg);
+    addr = guest_alloc(alloc, msg->len);
+    qtest_bufwrite(m.qts, addr, msg->data, msg->len);
+    add(&m, addr, msg->len, false);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    g_assert_cmpint(grown(&m, "runs"), <, LONG_MESSAGE_RUNS);
+    g_assert_cmpint(grown(&m, "ended"), ==, 1);
+    forget(&m);
+    g_usleep(10000);
+    g_assert_cmpint(grown(&m, "bh-calls"), ==, 0);
+    g_assert_false(qvirtqueue_get_buf(m.qts, m.vq, NULL, NULL));
+    g_assert_true(asking(&m));
+    qtest_qmp_assert_success(m.qts, "{'execute': 'cont'}");
+
+    /* Consumed to its end, which does not count as one */
+    wait_used(&m);
+    guest_free(alloc, addr);
+    g_assert_cmpint(grown(&m, "messages"), ==, 1);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 32);
+    g_assert_cmpint(grown(&m, "records"), ==, 0);
+    g_assert_cmpint(grown(&m, "runs"), ==, 0);
+    g_assert_true(asking(&m));
+    g_assert_false(try_ask(&m));
+    finish(&m, DONE);
+    g_assert_false(asking(&m));
+    g_assert_cmpint(grown(&m, "answers"), ==, 0);
+    check_works(&m);
+    misc_fini(&m);
+}
+
+static void test_unplug(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    ask(&m);
+    qpci_unplug_acpi_device_test(m.qts, "balloon0", 4);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'query-status'}");
+    misc_fini(&m);
+    /* The next test wants the device back. */
+    qos_invalidate_command_line();
+}
+
+static void test_packed(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES | F(VIRTIO_F_RING_PACKED));
+    for (i = 0; i < 20; i++) {
+        check_works(&m);
+    }
+    misc_fini(&m);
+}
+
+/* Whatever other queues there are, this one is the last. */
+typedef struct Queues {
+    int index;
+    int size;
+} Queues;
+
+static Queues queues_1 = { 3, 1 };
+static Queues queues_reporting_2 = { 4, 2 };
+static Queues queues_hint_1024 = { 4, 1024 };
+static Queues queues_all = { 5, 128 };
+
+static void test_queues(void *obj, void *data, QGuestAllocator *alloc)
+{
+    const Queues *queues = data;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, queues->index, FEATURES);
+    g_assert_cmpint(m.vq->size, ==, queues->size);
+    m.dev->bus->queue_select(m.dev, queues->index + 1);
+    g_assert_cmpint(m.dev->bus->get_queue_size(m.dev), ==, 0);
+    for (i = 0; i < 5; i++) {
+        check_works(&m);
+    }
+    misc_restart(&m, FEATURES | F(VIRTIO_BALLOON_F_STATS_VQ));
+    check_works(&m);
+    misc_fini(&m);
+}
+
+/* Migration */
+
+static QDict *query_migrate(QTestState *qts)
+{
+    QDict *rsp = qtest_qmp(qts, "{'execute': 'query-migrate'}");
+    QDict *ret = qdict_get_qdict(rsp, "return");
+
+    qobject_ref(ret);
+    qobject_unref(rsp);
+    return ret;
+}
+
+static bool has_status(QTestState *qts, const char *status)
+{
+    QDict *info = query_migrate(qts);
+    bool ret = !g_strcmp0(qdict_get_try_str(info, "status"), status);
+
+    qobject_unref(info);
+    return ret;
+}
+
+static void wait_status(QTestState *qts, const char *status)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    while (!has_status(qts, status)) {
+        g_assert_false(has_status(qts, "failed"));
+        pause_until(deadline, 1000);
+    }
+}
+
+static int64_t ram_info(QTestState *qts, const char *name)
+{
+    QDict *info = query_migrate(qts);
+    QDict *ram = qdict_get_qdict(info, "ram");
+    int64_t ret = ram ? qdict_get_int(ram, name) : 0;
+
+    qobject_unref(info);
+    return ret;
+}
+
+static void set_bandwidth(QTestState *qts, int64_t bytes, int downtime_ms)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate-set-parameters',"
+                             " 'arguments': {'max-bandwidth': %" PRId64 ","
+                             " 'downtime-limit': %d}}", bytes, downtime_ms);
+}
+
+static bool set_capability(QTestState *qts, const char *name)
+{
+    QDict *rsp = qtest_qmp(qts, "{'execute': 'migrate-set-capabilities',"
+                           " 'arguments': {'capabilities': [{"
+                           "'capability': %s, 'state': true}]}}", name);
+    bool ret = !qdict_haskey(rsp, "error");
+
+    qobject_unref(rsp);
+    return ret;
+}
+
+static void migrate(QTestState *qts, const char *uri)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate',"
+                             " 'arguments': {'uri': %s}}", uri);
+}
+
+#define NOWHERE "exec:cat >/dev/null"
+
+typedef struct Destination {
+    char *dir, *uri;
+    QTestState *qts;
+} Destination;
+
+static void start_destination(Destination *d, const char *args)
+{
+    d->dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
+    d->uri = g_strdup_printf("unix:%s/migrate", d->dir);
+    d->qts = qtest_initf("%s -nodefaults -m %dM -incoming %s", args, RAM_MIB,
+                         d->uri);
+}
+
+static void end_destination(Destination *d)
+{
+    g_autofree char *socket = g_strdup_printf("%s/migrate", d->dir);
+
+    qtest_quit(d->qts);
+    unlink(socket);
+    rmdir(d->dir);
+    g_free(d->dir);
+    g_free(d->uri);
+}
+
+/* Nothing else is to use a machine that was migrated away. */
+static void end_source(Misc *m)
+{
+    misc_fini(m);
+    qos_invalidate_command_line();
+}
+
+static void check_pages(QTestState *qts, uint64_t addr, uint64_t size,
+                        uint8_t byte)
+{
+    g_autofree uint8_t *page = g_malloc(4096);
+    uint64_t end = addr + size;
+    int i;
+
+    for (; addr < end; addr += 4096) {
+        qtest_bufread(qts, addr, page, 4096);
+        for (i = 0; i < 4096; i++) {
+            if (page[i] != byte) {
+                g_error("0x%" PRIx64 " holds 0x%02x instead of 0x%02x",
+                        addr + i, page[i], byte);
+            }
+        }
+    }
+}
+
+static void check_migration_request(Misc *m)
+{
+    g_assert_cmphex(m->start, ==, 0);
+    g_assert_cmphex(m->end, ==, RAM_SIZE);
+}
+
+/* Reports a MiB for each bit of @word from @addr on */
+static void add_mibs(Misc *m, GByteArray *msg, uint16_t flag, uint64_t addr,
+                     uint64_t word)
+{
+    struct balloon_bmap_hdr hdr = answer_hdr(m, flag, addr >> 20, 8);
+
+    g_assert_cmpint(addr % (64 * MiB), ==, 0);
+    hdr.page_shift = cpu_to_le16(20);
+    add_raw(msg, hdr, word, 8);
+}
+
+/* Pages that are reported are not sent, all others are. */
+static void test_migrate(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    bool multifd = data != NULL;
+    int64_t sent;
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    if (multifd) {
+        g_assert_true(set_capability(m.qts, "multifd"));
+        g_assert_true(set_capability(d.qts, "multifd"));
+    }
+    qtest_memset(m.qts, AREA, 0xa5, 128 * MiB);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    wait_request(&m);
+    check_migration_request(&m);
+    /* 32 MiB, 16 of them twice; one page; what is no RAM */
+    add_mibs(&m, msg, CONT, AREA, 0x00ffffffff);
+    add_mibs(&m, msg, CONT, AREA, 0x000000ffff);
+    transmit(&m, msg);
+    add_answer(&m, msg, CONT, RAM_SIZE >> 12, 0xff, 8);
+    add_answer(&m, msg, DONE, AREA_PFN + 0x3000, 0x2, 8);
+    transmit(&m, msg);
+    /* Written at once: the guest does not hold what it has reported. */
+    qtest_memset(m.qts, AREA + 4096, 0x5a, 4096);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 32 * 256 + 1);
+    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    g_assert_cmpint(grown(&m, "ended"), ==, 0);
+    sent = ram_info(m.qts, "normal") + ram_info(m.qts, "duplicate");
+    g_assert_cmpint(sent, >=, RAM_PAGES - 32 * 256);
+    g_assert_cmpint(sent, <=, RAM_PAGES - 32 * 256 + 2000);
+    g_assert_cmpint(ram_info(m.qts, "normal"), <=, 96 * 256 + 2000);
+    check_pages(d.qts, AREA - 4096, 8192, 0);
+    check_pages(d.qts, AREA + 4096, 4096, 0x5a);
+    check_pages(d.qts, AREA + 8192, 32 * MiB - 8192, 0);
+    check_pages(d.qts, AREA + 32 * MiB, 16 * MiB + 4096, 0xa5);
+    check_pages(d.qts, AREA + 48 * MiB + 4096, 4096, 0);
+    check_pages(d.qts, AREA + 48 * MiB + 8192, 80 * MiB - 8192, 0xa5);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/*
+ * A page that is written after it was found unused, but before the host has
+ * heard of it: only a dirty log that was cleared before can tell.
+ */
+static void test_migrate_write(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    qtest_memset(m.qts, AREA, 0xa5, 8 * MiB);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    wait_request(&m);
+    qtest_memset(m.qts, AREA + 1 * MiB, 0x11, 4096);
+    add_mibs(&m, msg, CONT, AREA, 0x0f);
+    transmit(&m, msg);
+    qtest_memset(m.qts, AREA + 2 * MiB, 0x22, 4096);
+    finish(&m, DONE);
+    qtest_memset(m.qts, AREA + 3 * MiB, 0x33, 4096);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 4 * 256);
+    check_pages(d.qts, AREA, 1 * MiB, 0);
+    check_pages(d.qts, AREA + 1 * MiB, 4096, 0x11);
+    check_pages(d.qts, AREA + 2 * MiB, 4096, 0x22);
+    check_pages(d.qts, AREA + 3 * MiB, 4096, 0x33);
+    check_pages(d.qts, AREA + 4 * MiB, 4 * MiB, 0xa5);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* The answer comes after the wait for it, but in the first round. */
+static void test_migrate_late(void *obj, void *data, QGuestAllocator *alloc)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    qtest_memset(m.qts, AREA, 0xa5, 32 * MiB);
+    set_bandwidth(m.qts, 4 * MiB, 1);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    wait_request(&m);
+    wait_counter(&m, "timeouts", 1);
+    wait_status(m.qts, "active");
+    while (ram_info(m.qts, "normal") < 256) {
+        pause_until(deadline, 1000);
+    }
+    /* By parts, the end of it not at all; and some that were sent by now */
+    add_mibs(&m, msg, CONT, 0, 0xffff0000);
+    add_mibs(&m, msg, CONT, AREA, 0xffff0000);
+    transmit(&m, msg);
+    qtest_memset(m.qts, AREA + 24 * MiB, 0x5a, 4096);
+    g_assert_cmpint(ram_info(m.qts, "dirty-sync-count"), ==, 1);
+    wait_counter(&m, "unsent-pages", 16 * 256);
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 16 * 256);
+    g_assert_cmpint(grown(&m, "ended"), ==, 1);
+    g_assert_cmpint(ram_info(m.qts, "normal"), <, 16 * 256 + 2000);
+    check_pages(d.qts, AREA, 16 * MiB, 0xa5);
+    check_pages(d.qts, AREA + 16 * MiB, 8 * MiB, 0);
+    check_pages(d.qts, AREA + 24 * MiB, 4096, 0x5a);
+    check_pages(d.qts, AREA + 24 * MiB + 4096, 8 * MiB - 4096, 0);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* The answer comes after the next synchronisation: it is void. */
+static void test_migrate_stale(void *obj, void *data, QGuestAllocator *alloc)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Destination d;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    set_bandwidth(m.qts, 2 * MiB, 1);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    wait_request(&m);
+    for (i = 1; ram_info(m.qts, "dirty-sync-count") < 2; i++) {
+        g_assert_false(has_status(m.qts, "completed"));
+        qtest_memset(m.qts, AREA, i % 255 + 1, 2 * MiB);
+        pause_until(deadline, 1000);
+    }
+    qtest_memset(m.qts, AREA, 0xa5, 4 * MiB);
+    g_assert_cmpint(grown(&m, "ended"), ==, 1);
+    add_mibs(&m, msg, DONE, AREA, 0xff);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 1);
+    g_assert_cmpint(grown(&m, "records"), ==, 0);
+    offer(&m);
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    g_assert_cmpint(grown(&m, "requests"), ==, 1);
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
+    check_pages(d.qts, AREA, 4 * MiB, 0xa5);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* Everything else that makes the migration thread stop waiting */
+static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    uint64_t id;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+
+    /* Cancelled; the answer is nothing for the next migration. */
+    migrate(m.qts, NOWHERE);
+    wait_request(&m);
+    id = m.id;
+    add_mibs(&m, msg, CONT, AREA, 0xff);
+    transmit(&m, msg);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+    wait_counter(&m, "ended", 1);
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    g_assert_true(asking(&m));
+    forget(&m);
+    set_bandwidth(m.qts, 2 * MiB, 1);
+    migrate(m.qts, NOWHERE);
+    g_usleep(20000);
+    add_mibs(&m, msg, CONT, AREA, 0xff00);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 1);
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    /* Cancelled before it was asked for: then it is not asked for. */
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+    add_mibs(&m, msg, DONE, AREA, 0xff0000);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 2);
+    offer(&m);
+    g_usleep(1000);
+    g_assert_false(asking(&m));
+    /* What is asked for while another answer is awaited comes behind that. */
+    ask(&m);
+    g_assert_cmpint(m.id, ==, id + 1);
+    migrate(m.qts, NOWHERE);
+    g_usleep(20000);
+    add_mibs(&m, msg, DONE, AREA, 0xff0000);
+    transmit(&m, msg);
+    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+    offer(&m);
+    wait_request(&m);
+    g_assert_cmpint(m.id, ==, id + 2);
+    check_migration_request(&m);
+    add_mibs(&m, msg, CONT, AREA, 0x1);
+    transmit(&m, msg);
+    finish(&m, ERROR);
+    g_assert_cmpint(grown(&m, "errors"), ==, 1);
+    wait_counter(&m, "unsent-pages", 256);
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+
+    /* Device reset */
+    forget(&m);
+    offer(&m);
+    migrate(m.qts, NOWHERE);
+    wait_request(&m);
+    add_mibs(&m, msg, CONT, AREA, 0xff);
+    transmit(&m, msg);
+    misc_restart(&m, FEATURES);
+    g_assert_cmpint(grown(&m, "ended"), ==, 1);
+    wait_status(m.qts, "active");
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+
+    /* Stop; the VM being stopped, nothing is asked later on either. */
+    forget(&m);
+    offer(&m);
+    migrate(m.qts, NOWHERE);
+    wait_request(&m);
+    add_mibs(&m, msg, CONT, AREA, 0xff);
+    transmit(&m, msg);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    g_assert_cmpint(grown(&m, "ended"), ==, 1);
+    wait_status(m.qts, "active");
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+    forget(&m);
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    migrate(m.qts, NOWHERE);
+    wait_status(m.qts, "completed");
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    end_source(&m);
+}
+
+/* Who is not to be asked */
+static void test_migrate_not_asked(void *obj, void *data,
+                                   QGuestAllocator *alloc)
+{
+    gint64 start;
+    Misc m;
+
+    /* A driver that offers no buffer is not waited for. */
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    set_bandwidth(m.qts, 2 * MiB, 1);
+    start = g_get_monotonic_time();
+    migrate(m.qts, NOWHERE);
+    wait_status(m.qts, "active");
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+
+    /* One that does not know the feature */
+    misc_restart(&m, F(VIRTIO_F_VERSION_1));
+    offer(&m);
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    migrate(m.qts, NOWHERE);
+    wait_status(m.qts, "completed");
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    end_source(&m);
+}
+
+/* A round that is over at once does not end migration. */
+static void test_migrate_all(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    migrate(m.qts, NOWHERE);
+    wait_request(&m);
+    add_mibs(&m, msg, CONT, 0, UINT64_MAX);
+    add_mibs(&m, msg, CONT, 64 * MiB, UINT64_MAX);
+    add_mibs(&m, msg, CONT, 128 * MiB, UINT64_MAX);
+    add_mibs(&m, msg, DONE, 192 * MiB, UINT64_MAX);
+    transmit(&m, msg);
+    wait_status(m.qts, "completed");
+    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+    g_assert_cmpint(grown(&m, "unsent-pages"), >, RAM_PAGES - 200);
+    /* At the start, behind the first round, and when the VM is stopped */
+    g_assert_cmpint(ram_info(m.qts, "dirty-sync-count"), >=, 3);
+    end_source(&m);
+}
+
+/* With postcopy, the destination may ask for any page. */
+static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    offer(&m);
+    if (!set_capability(d.qts, "postcopy-ram")) {
+        g_test_skip("no userfaultfd");
+    } else {
+        g_assert_true(set_capability(m.qts, "postcopy-ram"));
+        migrate(m.qts, d.uri);
+        wait_status(m.qts, "completed");
+        wait_status(d.qts, "completed");
+        g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    }
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* Blocks that do not migrate have no bitmap. */
+static void test_migrate_ignore_shared(void *obj, void *data,
+                                       QGuestAllocator *alloc)
+{
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    g_assert_true(set_capability(m.qts, "x-ignore-shared"));
+    migrate(m.qts, NOWHERE);
+    wait_status(m.qts, "completed");
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    end_source(&m);
+}
+
+/* More RAM than one request asks for, 40 GiB: 3 of them end at 4 GiB. */
+static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    struct balloon_bmap_hdr hdr;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    /* Slowly: 110 MiB of zero pages in a second */
+    set_bandwidth(m.qts, 256 * KiB, 1);
+    migrate(m.qts, NOWHERE);
+    wait_request(&m);
+    g_assert_cmphex(m.start, ==, 0);
+    g_assert_cmphex(m.end, >=, 32 * GiB);
+    g_assert_cmphex(m.end, <, 34 * GiB);
+
+    /* All but 300 MiB of it, and what it did not ask for */
+    hdr = answer_hdr(&m, CONT, 0, 32768);
+    hdr.page_shift = cpu_to_le16(20);
+    add_raw(msg, hdr, UINT64_MAX, 32768);
+    memset(msg->data + 32 + 1024 / 8, 0, 37);
+    msg->data[32 + 1024 / 8 + 37] = 0xf0;
+    transmit(&m, msg);
+    finish(&m, DONE);
+    offer(&m);
+    g_assert_cmpint(grown(&m, "reported-pages"), <=, 32 * GiB / 4096);
+
+    /* When less is left than it takes to ask again, which is not now */
+    g_usleep(50000);
+    g_assert_cmpint(grown(&m, "requests"), ==, 1);
+    wait_request(&m);
+    g_assert_cmphex(m.start, >=, 32 * GiB);
+    g_assert_cmphex(m.start, <, 34 * GiB);
+    g_assert_cmphex(m.end, ==, 40 * GiB + 1 * GiB);
+    hdr = answer_hdr(&m, DONE, 0, 8);
+    hdr.page_shift = cpu_to_le16(30);
+    add_raw(msg, hdr, UINT64_MAX, 8);
+    transmit(&m, msg);
+    offer(&m);
+    wait_status(m.qts, "completed");
+    g_assert_cmpint(grown(&m, "requests"), ==, 2);
+    g_assert_cmpint(grown(&m, "unsent-pages"), >,
+                    (40 * GiB - 400 * MiB) / 4096);
+    g_assert_cmpint(ram_info(m.qts, "duplicate"), <, 400 * MiB / 4096);
+    end_source(&m);
+}
+
+/* The id and what is outstanding go with the device. */
+static void test_migrate_state(void *obj, void *data, QGuestAllocator *alloc)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Destination d;
+    uint64_t addr;
+    QDict *rsp;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    check_works(&m);
+    offer(&m);
+    ask(&m);
+    /* Stopped, the device takes neither the answer nor the buffer behind it. */
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    add_answer(&m, msg, CONT, AREA_PFN, 0x1, 8);
+    add_answer(&m, msg, DONE, AREA_PFN, 0x2, 8);
+    addr = guest_alloc(alloc, msg->len);
+    qtest_bufwrite(m.qts, addr, msg->data, msg->len);
+    add(&m, addr, msg->len, false);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    qtest_qmp_assert_success(d.qts, "{'execute': 'cont'}");
+
+    while (get_counter(d.qts, "stale-records") < 2) {
+        pause_until(deadline, 1000);
+    }
+    g_assert_cmpint(get_counter(d.qts, "records"), ==, 0);
+    g_assert_cmpint(get_counter(d.qts, "bad-records"), ==, 0);
+    g_assert_cmpint(get_counter(d.qts, "last-id"), ==, m.id);
+    rsp = qtest_qmp(d.qts, "{'execute': 'qom-set', 'arguments': {"
+                    "'path': '/machine/peripheral/balloon0',"
+                    "'property': 'misc-vq-ask', 'value': true}}");
+    g_assert_false(qdict_haskey(rsp, "error"));
+    qobject_unref(rsp);
+    while (get_counter(d.qts, "requests") < 1) {
+        pause_until(deadline, 1000);
+    }
+    read_request(&m, d.qts);
+    g_assert_cmpint(m.id, ==, 3);
+    guest_free(alloc, addr);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* From a source without the property to a destination with it */
+static void test_migrate_with(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 2, F(VIRTIO_F_VERSION_1));
+    start_destination(&d, "-machine pc -device virtio-balloon-pci,id=balloon0,"
+                      "addr=04.0,misc-vq=on");
+    migrate(m.qts, d.uri);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* A destination that has not the property takes what has not negotiated it. */
+static void test_migrate_without(void *obj, void *data, QGuestAllocator *alloc)
+{
+    const char *others = "-machine pc -device virtio-balloon-pci,id=balloon0,"
+                         "addr=04.0";
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, F(VIRTIO_F_VERSION_1));
+    start_destination(&d, others);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    migrate(m.qts, d.uri);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    qtest_qmp_assert_success(d.qts, "{'execute': 'cont'}");
+    end_destination(&d);
+
+    qtest_qmp_assert_success(m.qts, "{'execute': 'cont'}");
+    misc_restart(&m, FEATURES);
+    start_destination(&d, others);
+    qtest_set_expected_status(d.qts, EXIT_FAILURE);
+    migrate(m.qts, d.uri);
+    while (qtest_probe_child(d.qts)) {
+        pause_until(deadline, 1000);
+    }
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* Every run of reported pages is traced. */
+static void test_trace(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autofree char *log = NULL;
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    const char *file = data;
+    uint64_t gpa, length, total = 0;
+    char *line;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    ask(&m);
+    add_answer(&m, msg, CONT, AREA_PFN, 0x5, 8);
+    add_answer(&m, msg, DONE, AREA_PFN + 64, 0x5555555555555555, 32768);
+    transmit(&m, msg);
+    g_assert_true(g_file_get_contents(file, &log, NULL, NULL));
+    if (!strstr(log, "virtio_balloon_misc_run")) {
+        g_test_skip("no trace backend that writes to a log");
+    } else {
+        for (line = log; (line = strstr(line, "gpa: ")); line++) {
+            if (sscanf(line, "gpa: 0x%" PRIx64 " length: 0x%" PRIx64, &gpa,
+                       &length) == 2 &&
+                gpa >= AREA) {
+                g_assert_cmphex(length, ==, 4096);
+                g_assert_cmphex(gpa & 4096, ==, 0);
+                total++;
+            }
+        }
+        g_assert_cmpint(total, ==, grown(&m, "reported-pages"));
+    }
+    unlink(file);
+    misc_fini(&m);
+    qos_invalidate_command_line();
+}
+
+static void *add_ram(GString *cmd_line, void *arg)
+{
+    g_string_append_printf(cmd_line, " -nodefaults -m %dM", RAM_MIB);
+    return arg;
+}
+
+/* Parts of 32 MiB of its log are cleared at once. */
+static void *add_late_log(GString *cmd_line, void *arg)
+{
+    g_string_append(cmd_line, " -object x-late-dirty-log,id=late"
+                    " -global migration.x-clear-bitmap-shift=13");
+    return add_ram(cmd_line, arg);
+}
+
+static void *add_iothread(GString *cmd_line, void *arg)
+{
+    g_string_append(cmd_line, " -object iothread,id=io0");
+    return add_ram(cmd_line, arg);
+}
+
+static void *add_shared(GString *cmd_line, void *arg)
+{
+    g_string_append_printf(cmd_line, " -machine memory-backend=m0"
+                           " -object memory-backend-memfd,id=m0,size=%dM,"
+                           "share=on", RAM_MIB);
+    return add_ram(cmd_line, arg);
+}
+
+static void *add_much_ram(GString *cmd_line, void *arg)
+{
+    g_string_append(cmd_line, " -nodefaults -m 40G -machine memory-backend=m0"
+                    " -object memory-backend-ram,id=m0,size=40G,reserve=off");
+    return arg;
+}
+
+static void *add_trace(GString *cmd_line, void *arg)
+{
+    g_autofree char *file = NULL;
+    int fd = g_file_open_tmp("virtio-balloon-XXXXXX", &file, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    g_string_append_printf(cmd_line, " -trace virtio_balloon_misc_run -D %s",
+                           file);
+    add_ram(cmd_line, arg);
+    return g_steal_pointer(&file);
+}
+
+static void register_virtio_balloon_misc_test(void)
+{
+    static const struct {
+        const char *name;
+        QOSTestFunc func;
+        const char *opts;
+        void *arg;
+        QOSBeforeTest before;
+    } tests[] = {
+        { "ask", test_ask },
+        { "declined", test_not_negotiated, NULL, (void *)"offered" },
+        { "off", test_not_negotiated, "" },
+        { "bad-records", test_bad_records },
+        { "descriptors", test_descriptors },
+        { "slices", test_slices },
+        { "request-buffer", test_request_buffer },
+        { "reset", test_reset },
+        { "stop", test_stop },
+        { "unplug", test_unplug },
+        { "queues-1", test_queues, "misc-vq=on,x-queue-size=1",
+          &queues_1 },
+        { "queues-reporting-2", test_queues,
+          "misc-vq=on,free-page-reporting=on,x-queue-size=2",
+          &queues_reporting_2 },
+        { "queues-hint-1024", test_queues,
+          "misc-vq=on,free-page-hint=on,iothread=io0,x-queue-size=1024",
+          &queues_hint_1024, add_iothread },
+        { "queues-all", test_queues, "misc-vq=on,free-page-hint=on,"
+          "iothread=io0,free-page-reporting=on,page-bitmap=on",
+          &queues_all, add_iothread },
+        { "packed", test_packed, "misc-vq=on,packed=on" },
+        { "trace", test_trace, NULL, NULL, add_trace },
+        { "migrate", test_migrate, NULL, NULL, add_late_log },
+        { "migrate-multifd", test_migrate, NULL, (void *)"multifd" },
+        { "migrate-write", test_migrate_write, NULL, NULL, add_late_log },
+        { "migrate-late-answer", test_migrate_late, NULL, NULL, add_late_log },
+        { "migrate-stale-answer", test_migrate_stale },
+        { "migrate-ends", test_migrate_ends },
+        { "migrate-not-asked", test_migrate_not_asked },
+        { "migrate-all", test_migrate_all },
+        { "migrate-postcopy", test_migrate_postcopy },
+        { "migrate-ignore-shared", test_migrate_ignore_shared, NULL, NULL,
+          add_shared },
+        { "migrate-windows", test_migrate_windows, NULL, NULL, add_much_ram },
+        { "migrate-state", test_migrate_state },
+        { "migrate-without", test_migrate_without },
+        { "migrate-with", test_migrate_with, "" },
+    };
+    QOSGraphTestOptions opts = { };
+    int i;
+
+    /* The tests know the memory map of the pc machine. */
+    if (!g_str_equal(qtest_get_arch(), "i386") &&
+        !g_str_equal(qtest_get_arch(), "x86_64")) {
+        return;
+    }
+    for (i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *name = g_strdup_printf("misc-%s", tests[i].name);
+        g_autofree char *device = g_strdup_printf("id=balloon0,%s",
+                                                  tests[i].opts ?:
+                                                  "misc-vq=on");
+
+        opts.edge.extra_device_opts = device;
+        opts.arg = tests[i].arg;
+        opts.before = tests[i].before ?: add_ram;
+        qos_add_test(name, "virtio-balloon-pci", tests[i].func, &opts);
+    }
+}
+
+libqos_init(register_virtio_balloon_misc_test);

@@ -1,0 +1,638 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of inflating and deflating: accounts, content, and all that can come between."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict
+
+import lab
+from harness import (BITMAP_BIT, PACKED_BIT, VERSION_1_BIT, Failure, Run, configured, equal,
+                     features, near, needs, require, test, variants)
+from lab import BUILD, GIB, MIB, PAGE, CommandError, Guest, LabError, Skip, artifact
+
+
+def counters(guest: Guest, before: Dict[str, int], bitmap: bool, pages: int,
+             migrated: int = 0) -> None:
+    """Judge the device's counters after so many pages went in and came out."""
+    rose = {key: value - before[key] for key, value in guest.stats().items()}
+    if not rose:
+        return
+    equal("bad records", rose["bad-records"], 0)
+    equal("skipped runs", rose["skipped-runs"], 0)
+    require(rose["messages"] > 0, "no message was counted")
+    if bitmap:
+        require(rose["records"] > 0, "no record came")
+        equal("pages inflated", rose["inflated-pages"], pages + migrated)
+        equal("pages deflated", rose["deflated-pages"], pages + migrated)
+    else:
+        equal("records", rose["records"], 0)
+
+
+def exercise(guest: Guest, low: int, bitmap: bool, rounds: int = 1,
+             stamped: int = 128 * MIB) -> None:
+    """Inflate and deflate beside memory in use; content and accounts must fit."""
+    equal("PAGE_BITMAP negotiated", features(guest)[BITMAP_BIT], str(int(bitmap)))
+    job = guest.start(f"balloon_mem stamp {stamped}").wait_ready()
+    before, migrated = guest.stats(), guest.vmstat()["balloon_migrate"]
+    total = guest.meminfo()["MemTotal"]
+    for _ in range(rounds):
+        guest.balloon(low)
+        equal("MemTotal, inflated", guest.meminfo()["MemTotal"],
+              total - (guest.memory - low))
+        guest.balloon(guest.memory)
+        equal("MemTotal, deflated", guest.meminfo()["MemTotal"], total)
+    job.finish()
+    counters(guest, before, bitmap, rounds * (guest.memory - low) // PAGE,
+             guest.vmstat()["balloon_migrate"] - migrated)
+
+
+@test
+def lab_sees_faults(run: Run) -> None:
+    """the lab notices a wrong page, a failed command and a kernel warning"""
+    guest = run.guest()
+    try:
+        job = guest.start("balloon_mem stamp 16M").wait_ready()
+        guest.sh("""
+            pid=$(pidof balloon_mem)
+            at=$(awk '{ split($1, a, "-"); from = "0x" a[1]; to = "0x" a[2] }
+                      $2 == "rw-p" && to - from >= 16777216 { print from; exit }' /proc/$pid/maps)
+            printf '\\001' | dd of=/proc/$pid/mem bs=1 seek=$((at + 4096 * 77 + 1000)) conv=notrunc""")
+        try:
+            job.finish()
+            raise Failure("a wrong page was not found")
+        except CommandError as error:
+            require("page 77 " in error.output, f"not the page: {error.output}")
+        try:
+            guest.sh("exit 3")
+            raise Failure("a failed command passed")
+        except CommandError as error:
+            equal("status", error.status, 3)
+        guest.sh("echo '<4>WARNING: made up' > /dev/kmsg; sleep 0.2")
+    except BaseException:
+        guest.close()
+        raise
+    try:
+        guest.close()
+    except LabError:
+        return
+    raise Failure("a warning on the console was not found")
+
+
+@test
+def sizes(run: Run) -> None:
+    """several sizes: the guest's accounts, the device's and the host's RSS agree"""
+    with run.guest(memory=2 * GIB, prealloc=True) as guest:
+        total = guest.meminfo()["MemTotal"]
+        before, pages, last, lowest = guest.stats(), 0, guest.memory, guest.memory
+        for size in (1536, 1024, 512, 1536, 320, 1792, 2048):
+            size *= MIB
+            memfree = guest.meminfo()["MemFree"]
+            move = guest.balloon(size)
+            info = guest.meminfo()
+            equal("actual", guest.actual(), size)
+            equal("MemTotal", info["MemTotal"], total - (guest.memory - size))
+            # Per-CPU lists may keep an eighth of what was freed.
+            near("MemFree rose by", info["MemFree"] - memfree, size - last,
+                 guest.memory // 8 + 16 * MIB)
+            pages += max(last - size, 0) // PAGE
+            if last == lowest and size < last:
+                near("RSS rose by", move.rss, size - last, 16 * MIB)
+            last, lowest = size, min(size, lowest)
+        counters(guest, before, run.bitmap, pages)
+        rss = guest.rss()
+        guest.sh("balloon_mem touch 1700M", 90)
+        require(guest.rss() - rss > 1000 * MIB, "touched memory did not come back: "
+                f"RSS rose by {(guest.rss() - rss) // MIB} MiB")
+
+
+@test
+def odd_sizes(run: Run) -> None:
+    """sizes around every boundary are reached exactly, one page up or down too"""
+    with run.guest() as guest:
+        before, pages, last = guest.stats(), 0, 0
+        total = guest.meminfo()["MemTotal"]
+        steps = [edge + more for edge in (1, 64, 256, 512, 1024, 32768, 130048)
+                 for more in (-1, 0, 1)]
+        for size in steps + [1, 0, 7, 6, 5, 8, 0]:
+            guest.balloon(guest.memory - size * PAGE)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total - size * PAGE)
+            pages += max(size - last, 0)
+            last = size
+        counters(guest, before, run.bitmap, pages)
+
+
+@test
+def content(run: Run) -> None:
+    """memory in use keeps its content, three times down and up"""
+    with run.guest(memory=2 * GIB) as guest:
+        exercise(guest, 896 * MIB, run.bitmap, rounds=3, stamped=640 * MIB)
+
+
+@test
+def deflated_content(run: Run) -> None:
+    """memory that was in the balloon is usable all over again"""
+    with run.guest() as guest:
+        guest.balloon(192 * MIB)
+        guest.balloon(GIB)
+        guest.start("balloon_mem stamp 800M 4").wait_ready().finish(sig="CONT")
+
+
+@variants(*((kernel, qemu) for kernel in ("guest", "guest-debian")
+            for qemu in ("qemu", "qemu-debian")))
+def pair(run: Run, names: Any) -> None:
+    """{}: bitmaps where both know them, PFN arrays elsewhere"""
+    kernel, qemu = names
+    offered = run.bitmap and qemu == "qemu"
+    with run.guest(kernel=kernel, qemu=qemu, bitmap=offered) as guest:
+        exercise(guest, 512 * MIB, offered and kernel == "guest")
+
+
+@test
+def feature_off(run: Run) -> None:
+    """with page-bitmap=off not one record comes"""
+    with run.guest(bitmap=False) as guest:
+        exercise(guest, 512 * MIB, False)
+
+
+@test
+def feature_declined(run: Run) -> None:
+    """a driver that declines the offered feature sends PFN arrays"""
+    needs("guest", "VIRTIO_DEBUG")
+    with run.guest() as guest:
+        guest.sh(f"""
+            cd /sys/bus/virtio/drivers/virtio_balloon
+            dev=$(basename virtio*)
+            echo $dev > unbind
+            echo {BITMAP_BIT} > /sys/kernel/debug/virtio/$dev/filter_feature_add
+            echo $dev > bind""")
+        exercise(guest, 512 * MIB, False)
+
+
+@test
+def legacy(run: Run) -> None:
+    """a device without VERSION_1 gets PFN arrays"""
+    with run.guest(balloon={"disable-modern": "on", "disable-legacy": "off"}) as guest:
+        equal("VERSION_1 negotiated", features(guest)[VERSION_1_BIT], "0")
+        exercise(guest, 512 * MIB, False)
+
+
+@variants(1, 2, 128, 1024)
+def queue_size(run: Run, size: int) -> None:
+    """rings of {} entries"""
+    with run.guest(balloon={"x-queue-size": size}) as guest:
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+
+
+@test
+def packed(run: Run) -> None:
+    """packed rings"""
+    with run.guest(balloon={"packed": "on"}) as guest:
+        equal("packed rings negotiated", features(guest)[PACKED_BIT], "1")
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+
+
+@test
+def mmio(run: Run) -> None:
+    """virtio-mmio"""
+    with run.guest(machine="microvm") as guest:
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+
+
+@test
+def neighbours(run: Run) -> None:
+    """statistics, free page reporting and hinting beside the bitmaps"""
+    with run.guest(balloon={"free-page-reporting": "on"}) as guest:
+        device = "/machine/peripheral/balloon0"
+        guest.qmp("qom-set", path=device, property="guest-stats-polling-interval", value=1)
+        exercise(guest, 256 * MIB, run.bitmap, rounds=2)
+        deadline = time.monotonic() + 15
+        total, seen = guest.meminfo()["MemTotal"], -1
+        while seen != total:
+            require(time.monotonic() < deadline,
+                    f"total memory in the statistics: {seen}, not {total}")
+            time.sleep(0.1)
+            stats = guest.qmp("qom-get", path=device, property="guest-stats")
+            seen = stats["stats"]["stat-total-memory"]
+
+
+@test
+def compaction(run: Run) -> None:
+    """balloon pages move while the balloon changes; no content is lost"""
+    with run.guest(memory=768 * MIB) as guest:
+        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
+        before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
+        loop = guest.start("sh -c 'while sleep 0.2; do echo 1 > /proc/sys/vm/compact_memory; done'")
+        pages = 0
+        for _ in range(2):
+            # Holes between pages in use, so that there is something to compact.
+            load = guest.start("balloon_mem fragment 450M 4").wait_ready()
+            guest.balloon(384 * MIB)
+            load.kill()
+            time.sleep(0.3)
+            guest.balloon(640 * MIB)
+            guest.balloon(448 * MIB)
+            guest.balloon(guest.memory)
+            pages += (384 + 192) * MIB // PAGE
+        loop.kill()
+        stamp.finish()
+        moved = guest.vmstat()["balloon_migrate"] - moved
+        require(moved > 0, "no balloon page was migrated")
+        counters(guest, before, run.bitmap, pages, moved)
+        guest.start("balloon_mem stamp 500M 3").wait_ready().finish(sig="CONT")
+
+
+@test
+def deflate_on_oom(run: Run) -> None:
+    """deflate-on-oom=on: an allocation larger than what is free takes from the balloon"""
+    with run.guest(balloon={"deflate-on-oom": "on"}) as guest:
+        total = guest.meminfo()["MemTotal"]
+        guest.balloon(256 * MIB)
+        info = guest.meminfo()
+        equal("MemTotal", info["MemTotal"], total)
+        require(info["MemFree"] < 256 * MIB, f"free: {info['MemFree'] // MIB} MiB")
+        stamp = guest.start("balloon_mem stamp 500M 2").wait_ready(90)
+        require(guest.actual() > 500 * MIB, f"balloon left {guest.actual() // MIB} MiB")
+        stamp.finish(sig="CONT")
+        equal("processes killed", guest.vmstat()["oom_kill"], 0)
+        guest.balloon(GIB)
+
+
+@test
+def greedy(run: Run) -> None:
+    """a target that cannot be reached harms nobody, and the way back is free"""
+    with run.guest() as guest:
+        total = guest.meminfo()["MemTotal"]
+        move = guest.balloon(16 * MIB, settle=2)
+        require(16 * MIB < move.actual < 256 * MIB, f"reached {move.actual // MIB} MiB")
+        guest.balloon(GIB)
+        equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        equal("processes killed", guest.vmstat()["oom_kill"], 0)
+        exercise(guest, 512 * MIB, run.bitmap)
+
+
+@test
+def reload(run: Run) -> None:
+    """the module goes and comes back while the balloon inflates"""
+    with run.guest(memory=2 * GIB) as guest:
+        total = guest.meminfo()["MemTotal"]
+        stamp = guest.start("balloon_mem stamp 200M").wait_ready()
+        for delay in (0, 0.01, 0.03, 0.1, 0.3):
+            guest.set_target(640 * MIB)
+            time.sleep(delay)
+            guest.sh("rmmod virtio_balloon")
+            equal("MemTotal without the module", guest.meminfo()["MemTotal"], total)
+            equal("actual without the module", guest.actual(), guest.memory)
+            guest.sh("insmod /lib/modules/virtio_balloon.ko")
+        guest.balloon(640 * MIB)
+        guest.sh("""cd /sys/bus/virtio/drivers/virtio_balloon
+                    dev=$(basename virtio*); echo $dev > unbind; echo $dev > bind""")
+        guest.balloon(640 * MIB)
+        equal("MemTotal", guest.meminfo()["MemTotal"], total - 1408 * MIB)
+        guest.balloon(guest.memory)
+        equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        stamp.finish()
+
+
+def after_sleep(guest: Guest, stamp: lab.Job) -> None:
+    """The balloon is as it was, and works."""
+    guest.balloon(512 * MIB)
+    equal("MemTotal fell by", guest.memory - guest.actual(), 512 * MIB)
+    guest.balloon(guest.memory)
+    guest.balloon(768 * MIB)
+    stamp.finish()
+
+
+@test
+def suspend_to_ram(run: Run) -> None:
+    """suspend to RAM with pages in the balloon"""
+    needs("guest", "SUSPEND")
+    with run.guest() as guest:
+        if "deep" not in guest.sh("cat /sys/power/mem_sleep"):
+            raise Skip("the guest knows no suspend to RAM")
+        stamp = guest.start("balloon_mem stamp 128M").wait_ready()
+        guest.balloon(512 * MIB)
+        guest.sh("echo deep > /sys/power/mem_sleep")
+        job = guest.start("sh -c 'sleep 0.2; echo mem > /sys/power/state'")
+        guest.event("SUSPEND")
+        guest.wait_status("suspended")
+        guest.qmp("system_wakeup")
+        job.finish(sig="CONT")
+        after_sleep(guest, stamp)
+
+
+@test
+def suspend_to_idle(run: Run) -> None:
+    """suspend to idle, devices only, with pages in the balloon"""
+    needs("guest", "SUSPEND", "PM_SLEEP_DEBUG")
+    with run.guest() as guest:
+        stamp = guest.start("balloon_mem stamp 128M").wait_ready()
+        guest.balloon(512 * MIB)
+        guest.sh("""
+            echo 1 > /sys/module/suspend/parameters/pm_test_delay
+            echo devices > /sys/power/pm_test
+            echo freeze > /sys/power/state
+            echo none > /sys/power/pm_test""")
+        after_sleep(guest, stamp)
+
+
+@test
+def reset(run: Run) -> None:
+    """the machine is reset while the balloon inflates, and boots again"""
+    with run.guest(memory=2 * GIB) as guest:
+        total = guest.meminfo()["MemTotal"]
+        for delay in (0.02, 0.1, 0.5):
+            guest.set_target(512 * MIB)
+            time.sleep(delay)
+            guest.reset()
+            guest.balloon(512 * MIB)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total - 1536 * MIB)
+            guest.balloon(guest.memory)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        exercise(guest, GIB, run.bitmap)
+
+
+@test
+def windows(run: Run) -> None:
+    """8 GiB: several windows, memory on both sides of the hole below 4 GiB"""
+    with run.guest(memory=8 * GIB, reserve=False) as guest:
+        exercise(guest, 768 * MIB, run.bitmap, stamped=256 * MIB)
+
+
+@test
+def large(run: Run) -> None:
+    """32 GiB, more than the host may have"""
+    with run.guest(memory=32 * GIB, reserve=False) as guest:
+        exercise(guest, 1536 * MIB, run.bitmap)
+
+
+@test
+def memfd(run: Run) -> None:
+    """shared memory: the host's RssShmem falls by what was inflated"""
+    with run.guest(backend="memfd", prealloc=True) as guest:
+        move = guest.balloon(320 * MIB)
+        near("RSS rose by", move.rss, -704 * MIB, 8 * MIB)
+        guest.balloon(GIB)
+        exercise(guest, 320 * MIB, run.bitmap)
+
+
+@test
+def hugetlb(run: Run) -> None:
+    """memory of 2 MiB pages: whole ones are given back, parts are not discarded"""
+    size = 512
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    try:
+        had = int(pool.read_text("ascii"))
+        pool.write_text(str(had + size // 2), "ascii")
+    except OSError as error:
+        raise Skip(f"huge pages cannot be reserved: {error.strerror}") from None
+    try:
+        if int(pool.read_text("ascii")) < had + size // 2:
+            raise Skip(f"the host has no {size // 2} free huge pages of 2 MiB")
+        with run.guest(backend="hugetlb", prealloc=True, memory=size * MIB) as guest:
+            move = guest.balloon(192 * MIB)
+            # Of an array of 256 pages QEMU never discards a part of a huge page.
+            require(not run.bitmap or move.rss < -240 * MIB,
+                    f"RSS rose by {move.rss // MIB} MiB, not by -320")
+            guest.balloon(guest.memory)
+            exercise(guest, 192 * MIB, run.bitmap, stamped=64 * MIB)
+    finally:
+        pool.write_text(str(had), "ascii")
+
+
+@test
+def compaction_waits(run: Run) -> None:
+    """compaction leaves the pages of a balloon alone while it moves"""
+    if not run.bitmap:
+        raise Skip("with PFN arrays the driver does nothing about it")
+    with run.guest(memory=2 * GIB) as guest:
+        guest.start("balloon_mem fragment 1400M 32").wait_ready(120)
+        loop = guest.start("sh -c 'while :; do echo 1 > /proc/sys/vm/compact_memory; done'")
+        before, pages = guest.vmstat()["balloon_migrate"], 0
+        for _ in range(5):
+            guest.balloon(512 * MIB)
+            guest.balloon(guest.memory)
+            pages += 2 * 1536 * MIB // PAGE
+        moved = guest.vmstat()["balloon_migrate"] - before
+        require(moved < pages / 1000, f"{moved} pages were migrated while {pages} moved")
+        loop.kill()
+
+
+@variants("failslab", "fail_page_alloc")
+def no_memory(run: Run, kind: str) -> None:
+    """{}: the balloon's own allocations fail, the balloon goes on"""
+    needs("guest-debug", "FAULT_INJECTION_DEBUG_FS", kind.upper())
+    with run.guest(kernel="guest-debug", memory=1792 * MIB) as guest:
+        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
+        # Single pages from all over: a message has more windows than segments.
+        guest.start("balloon_mem scatter 800M 2").wait_ready(120)
+        before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
+        # The large blocks first; what is moved below is scattered.
+        guest.balloon(1142 * MIB)
+        # The workers that are there, so that the balloon's is among them. Of
+        # pages, orders above 0 only.
+        guest.sh(f"""
+            for p in /proc/[0-9]*; do
+                read -r name < $p/comm
+                case $name in kworker*) echo 1 > $p/make-it-fail ;; esac
+            done 2> /dev/null
+            cd /sys/kernel/debug/{kind}
+            echo Y > task-filter
+            echo N > ignore-gfp-wait
+            [ ! -e min-order ] || {{ echo 1 > min-order; echo N > ignore-gfp-highmem; }}
+            echo 0 > verbose; echo 1000000 > times; echo 100 > probability""")
+        # With four segments, a message for every few pages: slow under KASAN.
+        guest.balloon(1062 * MIB)
+        guest.balloon(1142 * MIB)
+        left = int(guest.sh(f"cd /sys/kernel/debug/{kind}; echo 0 > probability; cat times"))
+        stamp.finish()
+        require(not run.bitmap or left < 1000000, "no allocation of the balloon failed")
+        guest.balloon(1792 * MIB)
+        moved = guest.vmstat()["balloon_migrate"] - moved
+        counters(guest, before, run.bitmap, (650 + 80) * MIB // PAGE, moved)
+
+
+# Memory that changes as fast as a guest can change it must still converge.
+FAST = {"max-bandwidth": 10 << 30, "downtime-limit": 2000}
+
+
+@test
+def migration_dirty(run: Run) -> None:
+    """plain live migration: a page that is rewritten all the time arrives as it is"""
+    with run.guest() as source, run.guest(incoming=True) as target:
+        # Few pages, so that the TLB keeps them from one look at the log to the next.
+        stamp = source.start("balloon_mem stamp 16M").wait_ready()
+        source.migrate_to(target, parameters=FAST, rounds=6)
+        stamp.guest = target
+        stamp.finish()
+
+
+@test
+def migration(run: Run) -> None:
+    """live migration with pages in the balloon, three times in a row"""
+    source = run.guest()
+    try:
+        stamp = source.start("balloon_mem stamp 128M").wait_ready()
+        source.balloon(512 * MIB)
+        for _ in range(3):
+            target = run.guest(incoming=True)
+            try:
+                source.migrate_to(target, parameters=FAST, rounds=3)
+            except BaseException:
+                target.close()
+                raise
+            source.close()
+            stamp.guest = source = target
+            equal("actual", source.actual(), 512 * MIB)
+            source.balloon(768 * MIB)
+            source.balloon(512 * MIB)
+        stamp.finish()
+        source.balloon(GIB)
+        exercise(source, 512 * MIB, run.bitmap)
+    finally:
+        source.close()
+
+
+@test
+def migration_while_moving(run: Run) -> None:
+    """live migration while the balloon inflates and deflates all the time"""
+    with run.guest() as source, run.guest(incoming=True) as target:
+        total = source.meminfo()["MemTotal"]
+        stamp = source.start("balloon_mem stamp 64M").wait_ready()
+        sizes = itertools.cycle((256 * MIB, 960 * MIB, 320 * MIB, GIB))
+
+        def move() -> None:
+            if source.status() == "running":
+                source.set_target(next(sizes))
+                time.sleep(random.uniform(0.01, 0.15))
+
+        source.migrate_to(target, parameters=FAST, rounds=4, during=move)
+        stamp.guest = target
+        target.balloon(256 * MIB)
+        equal("MemTotal", target.meminfo()["MemTotal"], total - 768 * MIB)
+        target.balloon(GIB)
+        equal("MemTotal", target.meminfo()["MemTotal"], total)
+        stamp.finish()
+
+
+@test
+def migration_refused(run: Run) -> None:
+    """a target without the feature refuses the guest, which goes on where it was"""
+    if not run.bitmap:
+        raise Skip("there is no feature to refuse")
+    with run.guest() as source:
+        source.balloon(512 * MIB)
+        target = run.guest(incoming=True, bitmap=False)
+        try:
+            source.migrate_to(target, parameters=FAST, timeout=30)
+            raise Failure("the migration went through")
+        except LabError:
+            pass
+        finally:
+            target.close()
+        log = target.qemu_log.read_text("utf-8")
+        require("eatures" in log and "unsupported" in log, f"target's reason: {log!r}")
+        if source.status() != "running":
+            source.qmp("cont")
+        source.balloon(GIB)
+        exercise(source, 512 * MIB, True)
+
+
+@test
+def init_on_alloc(run: Run) -> None:
+    """init_on_alloc=1: pages that go into the balloon are not touched first"""
+    with run.guest(memory=2 * GIB, backend="memfd", append="init_on_alloc=1") as guest:
+        # Shared memory comes in base pages: each page that is backed is a fault.
+        before = guest.faults()
+        guest.balloon(512 * MIB)
+        faults = guest.faults() - before
+        pages = 1536 * MIB // PAGE
+        require(faults < pages // 20, f"the host backed {faults} pages of {pages}")
+        guest.balloon(2 * GIB)
+        exercise(guest, 512 * MIB, run.bitmap)
+
+
+@test
+def kunit(run: Run) -> None:
+    """the KUnit suites that the guest has as modules"""
+    suites = sorted(path.name for path in artifact("guest").glob("*_kunit.ko"))
+    if not suites:
+        raise Skip("the guest has no KUnit modules")
+    with run.guest() as guest:
+        guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
+        for module in suites:
+            guest.sh(f"insmod /lib/modules/{module}", 60)
+        results = guest.sh("cat /sys/kernel/debug/kunit/*/results")
+        (run.logs / "kunit.tap").write_text(results, "utf-8")
+        failed = re.findall(r"^\s*not ok .*", results, re.M)
+        passed = re.findall(r"^ok ", results, re.M)
+        require(not failed, f"{failed}")
+        require(len(passed) >= len(suites), f"{len(passed)} suites passed of {suites}")
+
+
+@test
+def kselftest(run: Run) -> None:
+    """the kselftest of the guest, at several sizes of the balloon"""
+    tree = BUILD.parent / "linux" / "tools/testing/selftests/balloon"
+    if not tree.is_dir():
+        raise Skip("the kernel's source is not unpacked: make tree")
+    out = run.logs / "kselftest"
+    out.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["make", "-s", "-C", tree, f"OUTPUT={out}", "all"], check=True,
+                   stdout=sys.stderr)
+    program = base64.b64encode((out / "balloon_test").read_bytes()).decode()
+    with run.guest() as guest:
+        for at in range(0, len(program), 60000):
+            guest.sh(f"echo {program[at:at + 60000]} | base64 -d >> /tmp/balloon_test")
+        guest.sh("chmod +x /tmp/balloon_test")
+        for size in (1024, 300, 777, 1024):
+            guest.balloon(size * MIB)
+            tap = guest.sh("/tmp/balloon_test 2>&1 || true", 60)
+            (run.logs / f"kselftest-{size}.tap").write_text(tap, "utf-8")
+            require(re.search(r"^# .*pass:3 fail:0 ", tap, re.M) is not None, tap)
+
+
+@test
+def debug(run: Run) -> None:
+    """everything once under lockdep, KASAN and, if there, kmemleak"""
+    with run.guest(kernel="guest-debug") as guest:
+        exercise(guest, 512 * MIB, run.bitmap, rounds=2, stamped=64 * MIB)
+        guest.set_target(512 * MIB)
+        guest.sh("rmmod virtio_balloon; insmod /lib/modules/virtio_balloon.ko")
+        guest.balloon(512 * MIB)
+        guest.sh("echo 1 > /proc/sys/vm/compact_memory", 60)
+        guest.balloon(GIB)
+        guest.sh("rmmod virtio_balloon")
+        if configured("guest-debug", "DEBUG_KMEMLEAK"):
+            # An object counts as lost at the age of 5 s, seen twice.
+            leaks = guest.sh("""cd /sys/kernel/debug
+                sleep 5; echo scan > kmemleak; echo scan > kmemleak; cat kmemleak""", 120)
+            require("virtio_balloon" not in leaks and "page_bitmap" not in leaks, leaks)
+
+
+@test
+def unplug(run: Run) -> None:
+    """the balloon is unplugged while inflated; a new one takes its place"""
+    needs("guest", "HOTPLUG_PCI_ACPI")
+    with run.guest(hotplug=True) as guest:
+        total = guest.meminfo()["MemTotal"]
+        stamp = guest.start("balloon_mem stamp 128M").wait_ready()
+        for size in (512, 256):
+            guest.balloon(size * MIB)
+            guest.qmp("device_del", id="balloon0")
+            guest.event("DEVICE_DELETED", match={"data": {"device": "balloon0"}})
+            equal("MemTotal without the device", guest.meminfo()["MemTotal"], total)
+            more = {"page-bitmap": True} if run.bitmap else {}
+            guest.qmp("device_add", driver="virtio-balloon-pci", id="balloon0",
+                      bus="slot0", **more)
+            guest.sh("""until ls /sys/bus/virtio/drivers/virtio_balloon/virtio*
+                        do sleep 0.1; done 2> /dev/null""")
+        stamp.finish()
+        exercise(guest, 512 * MIB, run.bitmap)

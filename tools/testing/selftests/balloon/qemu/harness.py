@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the tests of the balloon's guests have in common, and their registry."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+from lab import BUILD, GIB, Guest, Skip, artifact, has_property
+
+BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 22, 23, 32, 34
+
+
+class Failure(Exception):
+    """What was seen is not what must be."""
+
+
+def equal(what: str, got: Any, want: Any) -> None:
+    """Fail unless both are the same."""
+    if got != want:
+        raise Failure(f"{what}: {got}, not {want}")
+
+
+def near(what: str, got: float, want: float, slack: float) -> None:
+    """Fail unless both differ by slack at most."""
+    if abs(got - want) > slack:
+        raise Failure(f"{what}: {got}, not {want} give or take {slack}")
+
+
+def require(condition: bool, what: str) -> None:
+    """Fail with a text unless the condition holds."""
+    if not condition:
+        raise Failure(what)
+
+
+class Run:
+    """One test's guests and their logs."""
+
+    bitmap = True
+
+    def __init__(self, name: str):
+        self.logs = BUILD / "check" / name
+        self.booted = 0
+
+    def guest(self, *, bitmap: Optional[bool] = None, memory: int = GIB,
+              balloon: Optional[Dict[str, Any]] = None, **more: Any) -> Guest:
+        """A guest with 1 GiB whose balloon takes bitmaps, unless told otherwise."""
+        self.booted += 1
+        qemu = more.get("qemu", "qemu")
+        props = dict(balloon or {})
+        bitmap = self.bitmap if bitmap is None else bitmap
+        if bitmap or has_property(qemu, "page-bitmap"):
+            props.setdefault("page-bitmap", "on" if bitmap else "off")
+        return Guest(f"guest{self.booted}", memory=memory, balloon=props,
+                     logs=self.logs, **more)
+
+
+Function = Callable[[Run], None]
+
+
+class Test(NamedTuple):
+    """A test and the line that describes it."""
+
+    name: str
+    function: Function
+    text: str
+
+
+TESTS: List[Test] = []
+
+
+def test(function: Function) -> Function:
+    """Register a test; its docstring is its description."""
+    TESTS.append(Test(function.__name__, function, function.__doc__ or ""))
+    return function
+
+
+def variants(*values: Any) -> Callable[[Callable[[Run, Any], None]], None]:
+    """Register a test once for each value of its second argument."""
+    def register(function: Callable[[Run, Any], None]) -> None:
+        for value in values:
+            text = " with ".join(value) if isinstance(value, tuple) else str(value)
+            TESTS.append(Test(
+                f"{function.__name__}_" + re.sub(r"\W+", "_", text.replace(" with", "")),
+                lambda run, value=value: function(run, value),  # type: ignore
+                (function.__doc__ or "").replace("{}", text)))
+    return register
+
+
+def configured(kernel: str, option: str) -> bool:
+    """Whether a guest's kernel was built with an option."""
+    config = artifact(kernel) / ".config"
+    return bool(re.search(rf"^CONFIG_{option}=[ym]", config.read_text("ascii"), re.M))
+
+
+def needs(kernel: str, *options: str) -> None:
+    """Skip unless the guest's kernel was built with all of the options."""
+    for option in options:
+        if not configured(kernel, option):
+            raise Skip(f"{kernel} has no CONFIG_{option}")
+
+
+def features(guest: Guest) -> str:
+    """Feature bits that driver and device agreed on, bit 0 first."""
+    return guest.sh("cat /sys/bus/virtio/drivers/virtio_balloon/virtio*/features").strip()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Measure live migration: plain, with free page hints, with unused pages left out."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+from lab import GIB, MIB, Guest, LabError, Migration
+
+SIZE = 8 * GIB
+# 10 Gbit/s, and room for a stream that is sent at once.
+LINK = {"max-bandwidth": 1250 * 1000 * 1000}
+
+MODES: Dict[str, Dict[str, str]] = {
+    "plain": {},
+    "hint": {"free-page-hint": "on"},
+    "misc": {"misc-vq": "on"},
+}
+
+
+class Load(NamedTuple):
+    """What the guest did before it is migrated."""
+
+    name: str
+    title: str
+    run: Callable[[Guest], None]
+    append: str = ""
+
+
+def idle(_guest: Guest) -> None:
+    """Nothing."""
+
+
+def freed(guest: Guest) -> None:
+    """Touch 6 GiB and free them."""
+    guest.sh("balloon_mem touch 6144M", 300)
+
+
+def ballooned(guest: Guest) -> None:
+    """Take half of the memory away, by page bitmaps or not."""
+    guest.balloon(guest.memory // 2, timeout=300)
+
+
+def share(keep: int, block: str = "4K") -> Callable[[Guest], None]:
+    """Touch 6 GiB and free all but one block in keep."""
+    return lambda guest: guest.start(f"balloon_mem fragment 6144M {keep} {block}") \
+        .wait_ready(300) and None
+
+
+LOADS = [
+    Load("migrate-fragmented", "fragmented: 31 of 32 pages of 6 GiB freed", share(32)),
+    Load("migrate-ballooned", "half of the memory ballooned away", ballooned),
+    Load("migrate-idle", "idle", idle),
+    Load("migrate-freed", "6 GiB touched, then freed", freed),
+]
+LOADS += [one._replace(name=f"{one.name}-init", title=f"{one.title}, init_on_alloc=1",
+                       append="init_on_alloc=1") for one in LOADS]
+GRID = [Load(f"grid-{keep}-{block}", f"{keep - 1} of {keep} blocks of {block} free",
+             share(keep, block))
+        for keep in (2, 8, 32) for block in ("4K", "64K", "2M")]
+
+
+def chain(load: Load, mode: str, runs: int, memory: int = SIZE,
+          prealloc: bool = True) -> List[Migration]:
+    """Migrate one guest several times, from host to host."""
+    out: List[Migration] = []
+    more: Dict[str, Any] = {"memory": memory, "prealloc": prealloc, "append": load.append,
+                            "balloon": {"page-bitmap": "on", **MODES[mode]}}
+    source = Guest(f"migrate-{mode}", **more)
+    try:
+        load.run(source)
+        for run in range(runs):
+            target = Guest(f"migrate-{mode}-{run}", incoming=True, **more)
+            try:
+                out.append(source.migrate_to(target, parameters=LINK, poll=0.05))
+            except BaseException:
+                target.close()
+                raise
+            source.close()
+            source = target
+        source.sh("true")
+    finally:
+        source.close()
+    for one in out:
+        if mode == "misc" and not one.misc["answers"]:
+            raise LabError(f"the guest was not asked, or did not answer: {one.misc}")
+    return out
+
+
+FIGURES: Dict[str, Callable[[Migration], float]] = {
+    "time, s": lambda m: m.info["total-time"] / 1e3,
+    "sent, MiB": lambda m: m.info["ram"]["transferred"] / MIB,
+    "pages sent": lambda m: m.info["ram"]["normal"],
+    "zero pages": lambda m: m.info["ram"]["duplicate"],
+    "pages looked at": lambda m: m.info["ram"]["normal"] + m.info["ram"]["duplicate"],
+    "downtime, ms": lambda m: m.info["downtime"],
+    "rounds": lambda m: m.info["ram"]["dirty-sync-count"],
+    "source's RSS, MiB": lambda m: m.source_rss / MIB,
+    "target's RSS, MiB": lambda m: m.target_rss / MIB,
+    "pages left out": lambda m: m.misc.get("unsent-pages", 0),
+    "answer, ms": lambda m: m.misc.get("answer-ns", 0) / 1e6,
+    "bytes on the queue": lambda m: m.misc.get("bytes", 0),
+}
+
+
+def median(moves: List[Migration], what: str) -> float:
+    """The median of a figure."""
+    return statistics.median(FIGURES[what](one) for one in moves)
+
+
+def medians(results: Dict[str, List[Migration]]) -> Dict[str, Dict[str, float]]:
+    """Mode -> figure -> median; downtimes whole."""
+    return {mode: {what: median(moves, what) for what in FIGURES}
+            for mode, moves in results.items()}
+
+
+def table(title: str, results: Dict[str, List[Migration]],
+          only: Optional[List[str]] = None) -> None:
+    """Print the medians of all modes side by side."""
+    figures = medians(results)
+    print(f"{title:46}" + "".join(f"{mode:>12}" for mode in results))
+    for what in only or FIGURES:
+        row = [figures[mode][what] for mode in results]
+        if any(row):
+            print(f"  {what:44}" + "".join(f"{value:12,.{2 if ', s' in what else 0}f}"
+                                           for value in row))
+    if "misc" in results:
+        for what in ("time, s", "sent, MiB", "pages looked at"):
+            ratio = [figures[mode][what] / max(figures["misc"][what], 1e-9) for mode in results]
+            print(f"  {'ratio to misc, ' + what.split(',')[0]:44}"
+                  + "".join(f"{value:12.1f}" for value in ratio))
+    downtimes = {mode: sorted(m.info["downtime"] for m in moves)
+                 for mode, moves in results.items()}
+    if not only:
+        print("  downtimes, ms: " + ", ".join(f"{m} {d}" for m, d in downtimes.items()), flush=True)
