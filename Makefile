@@ -15,9 +15,9 @@ lab-run = python3 $(lab)
 
 help:
 	@echo 'See it'
-	@echo '  demo        build all, boot a guest, inflate and deflate it both ways, compare   (cold ~20 min, warm 1 min)'
+	@echo '  demo        build all, inflate, deflate and migrate a guest in all ways, compare (cold ~8 min, warm 2 min)'
 	@echo '  shell       a shell in a booted guest, its balloon driven from another terminal'
-	@echo '  bench       the measurements: a table, JSON and a plot in the build folder       (~60 min; ARGS=--quick)'
+	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (~70 min; ARGS=--quick)'
 	@echo 'Test it'
 	@echo '  check       every test                                                           (warm ~15 min)'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'

@@ -95,12 +95,12 @@ htmldocs() {
 	out=$("$src/scripts/kernel-doc" -none -Wall $(ours) 2>&1) || true
 	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
 	# Debian's Sphinx is older than 6.12 would like for PDF; HTML is fine.
-	make -C "$src" SPHINXDIRS=driver-api/virtio BUILDDIR="$BUILD/htmldocs" htmldocs \
+	make -C "$src" SPHINXDIRS="driver-api/virtio mm" BUILDDIR="$BUILD/htmldocs" htmldocs \
 		>"$BUILD/htmldocs.log" 2>&1
-	if grep -E '(balloon|page_bitmap).*(WARNING|ERROR)' "$BUILD/htmldocs.log"; then
+	if grep -E '(balloon|page_bitmap|unused_pages).*(WARNING|ERROR)' "$BUILD/htmldocs.log"; then
 		return 1
 	fi
-	ls "$BUILD/htmldocs/driver-api/virtio/balloon.html" >/dev/null
+	ls "$BUILD/htmldocs/driver-api/virtio/balloon.html" "$BUILD/htmldocs/mm/unused_pages.html" >/dev/null
 }
 
 lint() {
@@ -136,7 +136,7 @@ steps() {
 			tail -n 20 "$tree.log"
 			return 1
 		fi
-		out=$(grep -E '(balloon|page_bitmap|page_alloc).*warning' "$tree.log" || true)
+		out=$(grep -E '(balloon|page_bitmap|page_alloc|unused_pages).*warning' "$tree.log" || true)
 		[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
 		git -C "$tree" log -1 --format="builds, VIRTIO_BALLOON=$balloon: %s"
 	done

@@ -1,6 +1,8 @@
 /*
  * Live migration: pages that the guest does not use
  *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * In the first round, when all of RAM is to be sent, the guest is asked which
  * pages it does not use, and their bits are cleared in the migration bitmap.
  * The guest does not hold these pages: it may use one as soon as it has
@@ -24,8 +26,6 @@
  * the BQL may be dropped in the middle of it.  A change of the RAM blocks, and
  * what makes the device drop the answer, end it too.  Bits that were collected
  * but not folded by then are lost.
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"

@@ -57,11 +57,12 @@ def balloons() -> None:
 
 def migrations() -> None:
     """Print live migrations: plain, with free page hints, with the misc queue."""
-    print(f"\nGuest of {SIZE // GIB} GiB, all backed on both sides, migrated over a link of "
+    print(f"\nGuest of {SIZE // 2 // GIB} GiB, all backed on both sides, migrated over a link of "
           "10 Gbit/s:\nplain, with FREE_PAGE_HINT (hint), with unused pages left out (misc)\n")
     for load in migrate.LOADS:
         if load.name in ("migrate-fragmented", "migrate-idle"):
-            migrate.table(load.title, {mode: migrate.chain(load, mode, 1) for mode in migrate.MODES},
+            migrate.table(load.title, {mode: migrate.chain(load, mode, 1, memory=SIZE // 2)
+                                       for mode in migrate.MODES},
                           ["time, s", "sent, MiB", "downtime, ms"])
 
 
