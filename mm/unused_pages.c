@@ -33,9 +33,12 @@ static unsigned long unused_pages_around(unsigned long pfn)
 
 	for (order = 1; order <= MAX_PAGE_ORDER; order++) {
 		unsigned long head = round_down(pfn, 1UL << order);
-		struct page *page = pfn_to_page(head);
+		struct page *page;
 
-		if (head != pfn && PageBuddy(page) && buddy_order(page) >= order)
+		if (head == pfn)
+			continue;
+		page = pfn_to_online_page(head);
+		if (page && PageBuddy(page) && buddy_order(page) >= order)
 			return head + (1UL << buddy_order(page)) - pfn;
 	}
 	return 0;
@@ -47,7 +50,8 @@ static unsigned long unused_pages_around(unsigned long pfn)
  * @end_pfn: page frame to end before
  * @bits: bitmap of UNUSED_PAGES_SLICE bits, all zero; those of unused pages
  *	are set, bit 0 is @pfn
- * @visited: where to store how many struct pages were looked at, at most 1024
+ * @visited: where to store how many struct pages were looked at, at most 1024;
+ *	of those before @pfn no more are than there are orders
  *
  * Ends early where the zone or memory does.
  *
@@ -62,7 +66,7 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 					  UNUSED_PAGES_SLICE);
 	struct page *page = pfn_to_online_page(pfn);
 	unsigned long first = pfn, flags, nr;
-	unsigned int seen = 0;
+	unsigned int seen = 0, order;
 	struct zone *zone;
 
 	*visited = 0;
@@ -94,10 +98,14 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 			continue;
 		}
 
-		/* Nobody holds it, so this may be wrong: then pages are missed. */
-		nr = PageHead(page) ? compound_order(page) : 0;
-		pfn += nr <= MAX_PAGE_ORDER ? 1UL << nr : 1;
-		nr = 0;
+		/*
+		 * Nobody holds it, so this may be wrong: then pages are missed.
+		 * It must not step over the edge of a pageblock, though.
+		 */
+		order = PageHead(page) ? compound_order(page) : 0;
+		if (order > MAX_PAGE_ORDER || !IS_ALIGNED(pfn, 1UL << order))
+			order = 0;
+		pfn += 1UL << order;
 	}
 	spin_unlock_irqrestore(&zone->lock, flags);
 
@@ -119,7 +127,8 @@ EXPORT_SYMBOL_IF_KUNIT(unused_pages_slice);
  * call. It may be in use again when the call returns, and the content of a page
  * that is not must not be relied on.
  *
- * The pages of the per-CPU lists are given back to the free lists first.
+ * The pages of the per-CPU lists are given back to the free lists first, unless
+ * somebody is about that already.
  *
  * Context: Process context. May sleep. zone->lock is held for at most 1024
  * pages at a time, and memory does not go on or off line meanwhile. Takes
@@ -137,8 +146,9 @@ int get_unused_pages(struct page_bitmap *pb, unsigned long *pfn,
 	if (!pb->max_segs || from > end_pfn)
 		return -EINVAL;
 
-	drain_all_pages(NULL);
 	end_pfn = min(end_pfn, READ_ONCE(max_pfn));
+	if (from < end_pfn)
+		drain_all_pages(NULL);
 
 	while (from < end_pfn) {
 		DECLARE_BITMAP(bits, UNUSED_PAGES_SLICE) = {};

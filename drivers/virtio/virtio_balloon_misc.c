@@ -6,6 +6,7 @@
 #include <linux/math.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
+#include <linux/sizes.h>
 #include <linux/string.h>
 #include <linux/unused_pages.h>
 #include <linux/virtio.h>
@@ -23,6 +24,12 @@
 
 /* Binary logarithm of the largest page that the format knows. */
 #define BALLOON_MISC_MAX_SHIFT	30
+
+/* Bytes that are looked at before it is looked whether to stop. */
+#define BALLOON_MISC_STEP	SZ_4G
+
+/* What balloon_bitmap_pack() writes as the command of a record. */
+static_assert(BALLOON_GET_UNUSED_PAGES == 0);
 
 static_assert((BALLOON_MISC_MSG_SEGS + 1) * PAGE_BITMAP_SEG_SIZE <=
 	      VIRTIO_BALLOON_BMAP_MAX_MSG);
@@ -66,7 +73,14 @@ void balloon_misc_validate(struct virtio_device *vdev)
 
 static int balloon_misc_next_unused(struct balloon_misc *misc)
 {
-	return get_unused_pages(&misc->pages, &misc->pfn, misc->end_pfn, BALLOON_MISC_GFP);
+	unsigned long end = misc->end_pfn;
+	int more;
+
+	if (end - misc->pfn > BALLOON_MISC_STEP >> PAGE_SHIFT)
+		end = misc->pfn + (BALLOON_MISC_STEP >> PAGE_SHIFT);
+	more = get_unused_pages(&misc->pages, &misc->pfn, end, BALLOON_MISC_GFP);
+	/* Memory ends where it did not come to @end. */
+	return more ?: misc->pfn == end && end < misc->end_pfn;
 }
 
 /* BALLOON_GET_UNUSED_PAGES: the part of the range that is whole pages. */
@@ -78,7 +92,7 @@ static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payloa
 	u64 nr = le64_to_cpu(range->nr_pages);
 	u64 last;
 
-	if (shift < VIRTIO_BALLOON_PFN_SHIFT || shift > BALLOON_MISC_MAX_SHIFT ||
+	if (!misc->id || shift < VIRTIO_BALLOON_PFN_SHIFT || shift > BALLOON_MISC_MAX_SHIFT ||
 	    memchr_inv(range->reserved, 0, sizeof(range->reserved)))
 		return -EINVAL;
 	if (start > U64_MAX >> shift || nr > (U64_MAX >> shift) - start)
@@ -170,7 +184,10 @@ static int balloon_misc_send(struct balloon_misc *misc)
 	bool end;
 	int err;
 
-	if (misc->more) {
+	while (misc->more && page_bitmap_empty(pages)) {
+		/* Pairs with balloon_misc_stop(), as in balloon_misc_func(). */
+		if (READ_ONCE(misc->stopped))
+			return 0;
 		err = misc->next(misc);
 		if (err < 0)
 			misc->end.flag = cpu_to_le16(BALLOON_FLAG_ERROR);
@@ -320,7 +337,7 @@ void balloon_misc_notify(struct balloon_misc *misc)
  * @misc: the queue, started or not
  *
  * Context: Process context. Waits for the work item, which does not wait for
- * the device: at most for as long as it takes to fill one message.
+ * the device: at most for as long as it takes to look at BALLOON_MISC_STEP.
  */
 void balloon_misc_stop(struct balloon_misc *misc)
 {

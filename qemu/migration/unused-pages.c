@@ -33,9 +33,9 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/units.h"
+#include "exec/address-spaces.h"
 #include "exec/ram_addr.h"
 #include "exec/ramlist.h"
-#include "sysemu/memory_mapping.h"
 #include "sysemu/runstate.h"
 #include "migration.h"
 #include "migration/misc.h"
@@ -264,65 +264,64 @@ void unused_pages_unregister(UnusedPagesProvider *p)
 
 /* The migration thread's side */
 
-static void unused_pages_add_range(GArray *ranges, GuestPhysBlock *block,
-                                   hwaddr *room)
-{
-    RAMBlock *rb = block->mr->ram_block;
-    UnusedRange u = {
-        .rb = rb,
-        .gpa = block->target_start,
-    };
-    ram_addr_t offset = block->host_addr - rb->host;
-    hwaddr size = block->target_end - block->target_start;
+typedef struct FindRanges {
+    GArray *ranges;
+    unsigned int window;
+    hwaddr room;                /* left in the window */
+} FindRanges;
 
-    if (ranges->len) {
-        u.window = g_array_index(ranges, UnusedRange, ranges->len - 1).window;
+/* A flatview_cb: all the RAM that an answer may change something about */
+static bool unused_pages_add_range(Int128 start, Int128 len,
+                                   const MemoryRegion *mr, hwaddr offset,
+                                   void *opaque)
+{
+    FindRanges *f = opaque;
+    RAMBlock *rb = mr->ram_block;
+    UnusedRange u = { .rb = rb, .gpa = int128_get64(start) };
+    hwaddr size = int128_get64(len);
+
+    if (!rb || !rb->bmap || ramblock_is_ignored(rb) ||
+        memory_region_is_rom((MemoryRegion *)mr) ||
+        memory_region_is_romd((MemoryRegion *)mr) ||
+        memory_region_has_ram_discard_manager((MemoryRegion *)mr) ||
+        !QEMU_IS_ALIGNED(u.gpa | size | offset, TARGET_PAGE_SIZE)) {
+        return false;
     }
     while (size) {
-        hwaddr part = MIN(size, *room);
+        hwaddr part = MIN(size, f->room);
 
+        u.window = f->window;
         u.first = offset >> TARGET_PAGE_BITS;
         u.last = (offset + part) >> TARGET_PAGE_BITS;
-        g_array_append_val(ranges, u);
+        g_array_append_val(f->ranges, u);
         u.gpa += part;
         offset += part;
         size -= part;
-        *room -= part;
-        if (!*room) {
-            u.window++;
-            *room = WINDOW_SIZE;
+        f->room -= part;
+        if (!f->room) {
+            f->window++;
+            f->room = WINDOW_SIZE;
         }
     }
+    return false;
 }
 
-/* All the RAM that an answer may change something about; under the BQL */
+/* Under the BQL.  No listener: others walk the list of those without it */
 static void unused_pages_find_ranges(void)
 {
-    GArray *ranges = g_array_new(false, false, sizeof(UnusedRange));
-    hwaddr room = WINDOW_SIZE;
-    GuestPhysBlockList blocks;
-    GuestPhysBlock *block;
+    FindRanges f = {
+        .ranges = g_array_new(false, false, sizeof(UnusedRange)),
+        .room = WINDOW_SIZE,
+    };
 
-    guest_phys_blocks_init(&blocks);
-    guest_phys_blocks_append(&blocks);
-    QTAILQ_FOREACH(block, &blocks.head, next) {
-        RAMBlock *rb = block->mr->ram_block;
-        hwaddr size = block->target_end - block->target_start;
-
-        if (!ramblock_is_ignored(rb) && rb->bmap &&
-            !memory_region_is_rom(block->mr) &&
-            !memory_region_is_romd(block->mr) &&
-            !memory_region_has_ram_discard_manager(block->mr) &&
-            QEMU_IS_ALIGNED(block->target_start | size |
-                            (block->host_addr - rb->host), TARGET_PAGE_SIZE)) {
-            unused_pages_add_range(ranges, block, &room);
-        }
+    WITH_RCU_READ_LOCK_GUARD() {
+        flatview_for_each_range(address_space_to_flatview(&address_space_memory),
+                                unused_pages_add_range, &f);
     }
-    guest_phys_blocks_free(&blocks);
     unused_pages.version = ram_list.version;
-    unused_pages.nr_ranges = ranges->len;
+    unused_pages.nr_ranges = f.ranges->len;
     g_free(unused_pages.ranges);
-    unused_pages.ranges = (UnusedRange *)g_array_free(ranges, false);
+    unused_pages.ranges = (UnusedRange *)g_array_free(f.ranges, false);
 }
 
 static bool unused_pages_has_window(void)
@@ -530,6 +529,9 @@ static bool unused_pages_begin(void)
     ready = p && runstate_is_running() && p->ready(p);
     if (ready) {
         unused_pages_find_ranges();
+        ready = unused_pages.nr_ranges;
+    }
+    if (ready) {
         unused_pages.asked = true;
         unused_pages.exhausted = false;
         unused_pages.begin = unused_pages.end = 0;

@@ -77,7 +77,7 @@ static void misc_range(struct kunit *test)
 /* Whatever is wrong with a request, the answer can still say which it was. */
 static void misc_bad_request(struct kunit *test)
 {
-	struct misc_request good = request(64, 64, 12), bad[8];
+	struct misc_request good = request(64, 64, 12), bad[9];
 	struct balloon_misc *misc = misc_new(test);
 	int i;
 
@@ -92,10 +92,12 @@ static void misc_bad_request(struct kunit *test)
 	bad[6].range.start_pfn = cpu_to_le64(1ULL << 52);
 	bad[7].range.nr_pages = cpu_to_le64((1ULL << 52) - 64);
 
+	bad[8].hdr.param = 0;
+
 	for (i = 0; i < ARRAY_SIZE(bad); i++) {
 		KUNIT_EXPECT_EQ_MSG(test, balloon_misc_parse(misc, &bad[i], LEN), -EINVAL,
 				    "case %d", i);
-		KUNIT_EXPECT_EQ(test, le64_to_cpu(misc->end.req_id), ID);
+		KUNIT_EXPECT_EQ(test, le64_to_cpu(misc->end.req_id), i == 8 ? 0 : ID);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(misc->end.cmd), le16_to_cpu(bad[i].hdr.cmd));
 	}
 	KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &good, LEN), 0);

@@ -28,10 +28,10 @@
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qapi/visitor.h"
+#include "exec/address-spaces.h"
 #include "exec/ramblock.h"
 #include "hw/virtio/virtio-balloon.h"
 #include "migration/vmstate.h"
-#include "sysemu/memory_mapping.h"
 #include "trace.h"
 
 /* Work here is to set bits, 2 MiB of them for 64 GiB */
@@ -497,6 +497,20 @@ static bool balloon_misc_head_takes_request(BalloonMisc *m)
     return ret;
 }
 
+/* A flatview_cb; they come in the order of their addresses */
+static bool balloon_misc_end_of_ram(Int128 start, Int128 len,
+                                    const MemoryRegion *mr, hwaddr offset,
+                                    void *opaque)
+{
+    hwaddr *end = opaque;
+
+    if (memory_region_is_ram((MemoryRegion *)mr) &&
+        !memory_region_is_rom((MemoryRegion *)mr)) {
+        *end = int128_get64(int128_add(start, len));
+    }
+    return false;
+}
+
 static bool balloon_misc_get_ask(Object *obj, Error **errp)
 {
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
@@ -508,7 +522,6 @@ static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
 {
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
     BalloonMiscRequest req = { .cmd = BALLOON_GET_UNUSED_PAGES };
-    GuestPhysBlockList blocks;
 
     if (!value || !balloon_misc_ready(m, errp)) {
         return;
@@ -521,12 +534,10 @@ static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
         error_setg(errp, "The driver has not offered its buffer again");
         return;
     }
-    guest_phys_blocks_init(&blocks);
-    guest_phys_blocks_append(&blocks);
-    if (!QTAILQ_EMPTY(&blocks.head)) {
-        req.end = QTAILQ_LAST(&blocks.head)->target_end;
+    WITH_RCU_READ_LOCK_GUARD() {
+        flatview_for_each_range(address_space_to_flatview(&address_space_memory),
+                                balloon_misc_end_of_ram, &req.end);
     }
-    guest_phys_blocks_free(&blocks);
     balloon_misc_want(m, &req);
 }
 
