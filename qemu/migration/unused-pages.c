@@ -315,8 +315,9 @@ static void unused_pages_find_ranges(void)
     };
 
     WITH_RCU_READ_LOCK_GUARD() {
-        flatview_for_each_range(address_space_to_flatview(&address_space_memory),
-                                unused_pages_add_range, &f);
+        FlatView *fv = address_space_to_flatview(&address_space_memory);
+
+        flatview_for_each_range(fv, unused_pages_add_range, &f);
     }
     unused_pages.version = ram_list.version;
     unused_pages.nr_ranges = f.ranges->len;

@@ -535,8 +535,9 @@ static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
         return;
     }
     WITH_RCU_READ_LOCK_GUARD() {
-        flatview_for_each_range(address_space_to_flatview(&address_space_memory),
-                                balloon_misc_end_of_ram, &req.end);
+        FlatView *fv = address_space_to_flatview(&address_space_memory);
+
+        flatview_for_each_range(fv, balloon_misc_end_of_ram, &req.end);
     }
     balloon_misc_want(m, &req);
 }

@@ -196,11 +196,12 @@ def slowdown() -> Dict[str, float]:
     return {**out, "answers": asked / 3}
 
 
-def migrations(loads: List[migrate.Load], runs: int, prealloc: bool = True) -> Dict[str, Any]:
+def migrations(loads: List[migrate.Load], runs: int, memory: int = migrate.SIZE,
+               prealloc: bool = True) -> Dict[str, Any]:
     """Tables of migrations, and every figure."""
     out: Dict[str, Any] = {}
     for load in loads:
-        results = {mode: migrate.chain(load, mode, runs, prealloc=prealloc)
+        results = {mode: migrate.chain(load, mode, runs, memory, prealloc)
                    for mode in migrate.MODES}
         migrate.table(load.title, results)
         out[load.name] = {"title": load.title, "medians": migrate.medians(results),
@@ -283,7 +284,7 @@ def plots(report: Dict[str, Any]) -> None:
               for case in report["cases"].values() for way in ("inflate", "deflate")})
     for name in ("migration", "grid"):
         if name in report:
-            plot(name, f"Live migration of 8 GiB, {how}", list(migrate.MODES),
+            plot(name, f"Live migration, {how}", list(migrate.MODES),
                  {one["title"].replace(":", "\\n").replace(", ", "\\n"):
                   [one["medians"][mode]["time, s"] for mode in migrate.MODES]
                   for one in report[name].values()})
@@ -295,8 +296,8 @@ def main() -> int:
         "walk": walks,
         "slowdown": slowdown,
         "migration": lambda: migrations(migrate.LOADS, 5),
-        "backing": lambda: migrations(migrate.LOADS[:4], 1, prealloc=False),
-        "grid": lambda: migrations(migrate.GRID, 1),
+        "backing": lambda: migrations(migrate.LOADS[:4], 1, 4 * GIB, prealloc=False),
+        "grid": lambda: migrations(migrate.GRID, 1, 4 * GIB),
     }
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
