@@ -9,6 +9,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 from lab import BUILD, GIB, Guest, LabError, Skip, artifact, has_property
 
 BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 22, 23, 32, 34
+# Memory that changes as fast as a guest can change it must still converge.
+FAST = {"max-bandwidth": 10 << 30, "downtime-limit": 2000}
 
 
 class Failure(Exception):
@@ -112,3 +114,18 @@ def needs(kernel: str, *options: str) -> None:
 def features(guest: Guest) -> str:
     """Feature bits that driver and device agreed on, bit 0 first."""
     return guest.sh("cat /sys/bus/virtio/drivers/virtio_balloon/virtio*/features").strip()
+
+
+def refuses(source: Guest, target: Guest) -> None:
+    """A target without a feature of the guest refuses it, and the guest goes on."""
+    try:
+        source.migrate_to(target, parameters=FAST, timeout=30)
+        raise Failure("the migration went through")
+    except LabError:
+        pass
+    finally:
+        target.close()
+    log = target.qemu_log.read_text("utf-8")
+    require("eatures" in log and "unsupported" in log, f"target's reason: {log!r}")
+    if source.status() != "running":
+        source.qmp("cont")
