@@ -196,6 +196,21 @@ def slowdown() -> Dict[str, float]:
     return {**out, "answers": asked / 3}
 
 
+def drain() -> Dict[str, int]:
+    """What the per-CPU lists hold after a large free: an answer would miss it."""
+    count = """awk '$1 == "count:" { n += $2 } END { print n }' /proc/zoneinfo"""
+    with Guest("bench-drain", memory=8 * GIB, prealloc=True,
+               balloon={"misc-vq": "on"}) as guest:
+        guest.sh("balloon_mem touch 6144M", 120)
+        before = int(guest.sh(count))
+        answer = guest.ask()
+        out = {"before": before, "reported": answer["reported-pages"],
+               "after": int(guest.sh(count))}
+    print(f"per-CPU lists after 6 GiB were freed: {out['before']} pages, after an answer "
+          f"with {out['reported']} pages {out['after']}", flush=True)
+    return out
+
+
 def migrations(loads: List[migrate.Load], runs: int, memory: int = migrate.SIZE,
                prealloc: bool = True) -> Dict[str, Any]:
     """Tables of migrations, and every figure."""
@@ -295,6 +310,7 @@ def main() -> int:
     parts: Dict[str, Callable[[], Any]] = {
         "walk": walks,
         "slowdown": slowdown,
+        "drain": drain,
         "migration": lambda: migrations(migrate.LOADS, 5),
         "backing": lambda: migrations(migrate.LOADS[:4], 1, 4 * GIB, prealloc=False),
         "grid": lambda: migrations(migrate.GRID, 1, 4 * GIB),
