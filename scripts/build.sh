@@ -135,14 +135,15 @@ unpack() {
 
 # A hash of what a build is made of: key NAME SOURCE SERIES CONFIG...
 key() {
-	local make=make_${1//-/_} from=${2##*/} series=$3
+	local make=(make_"${1//-/_}") from=${2##*/} series=$3
+	[[ $1 != guest* ]] || make+=(configure kernel install_guest)
 	shift 3
 	cd "$top"
 	{
 		echo "$from"
 		[ "$series" = none ] || python3 scripts/series.py key "$series"
 		cat /dev/null "$@"
-		declare -f configure kernel install_guest "$make"
+		declare -f "${make[@]}"
 	} | sha256sum | cut -c -16
 }
 
@@ -191,7 +192,7 @@ install_guest() {
 	local m
 	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
 		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
-		drivers/virtio/tests/virtio_balloon_bitmap_kunit; do
+		drivers/virtio/tests/virtio_balloon_bitmap_kunit drivers/virtio/tests/virtio_balloon_device_kunit; do
 		[ -e "$1/$m.ko" ] || continue
 		cp "$1/$m.ko" "$2/"
 		echo "${m##*/}.ko" >>"$2/modules.order"

@@ -226,7 +226,9 @@ static int balloon_bitmap_flush(struct balloon_bitmap *bb, struct virtqueue *vq)
 				return err;
 		}
 		if (err) {
-			dev_err_once(&bb->vdev->dev, "cannot send a page bitmap: %d\n", err);
+			if (!virtqueue_is_broken(vq))
+				dev_err_once(&bb->vdev->dev, "cannot send a page bitmap: %d\n",
+					     err);
 			break;
 		}
 		bb->inflight++;

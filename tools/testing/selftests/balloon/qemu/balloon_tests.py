@@ -554,7 +554,7 @@ def kunit(run: Run) -> None:
     with run.guest() as guest:
         guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
         for module in suites:
-            guest.sh(f"insmod /lib/modules/{module}", 60)
+            guest.sh(f"insmod /lib/modules/{module}", 200)
         results = guest.sh("cat /sys/kernel/debug/kunit/*/results")
         (run.logs / "kunit.tap").write_text(results, "utf-8")
         failed = re.findall(r"^\s*not ok .*", results, re.M)

@@ -1,0 +1,1002 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests of virtio_balloon against a device in memory: one that keeps to
+ * the rules and sees whether the driver does, and one that breaks them.
+ *
+ * The device owns a split ring for each queue, and serves them from a work
+ * item. It discards what is put into the balloon by writing over it. So a page
+ * that is still in use, or is used again before the device was done with it,
+ * shows as damage, most of all under KASAN.
+ */
+#include <kunit/test.h>
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/highmem.h>
+#include <linux/io.h>
+#include <linux/jiffies.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/page_reporting.h>
+#include <linux/prandom.h>
+#include <linux/sizes.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include <linux/virtio.h>
+#include <linux/virtio_balloon.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <linux/virtio_ring.h>
+#include <linux/vmstat.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+
+static unsigned int seed = 1;
+module_param(seed, uint, 0444);
+MODULE_PARM_DESC(seed, "of the random tests");
+
+static unsigned int rounds = 20;
+module_param(rounds, uint, 0444);
+MODULE_PARM_DESC(rounds, "devices that the random tests go through");
+
+/* What the device calls a page: as large as any page of a guest. */
+#define UNITS(bytes)	((bytes) >> VIRTIO_BALLOON_PFN_SHIFT)
+
+#define BITMAPS		(BIT_ULL(VIRTIO_F_VERSION_1) | BIT_ULL(VIRTIO_BALLOON_F_PAGE_BITMAP))
+#define ALL		(BITMAPS | BIT_ULL(VIRTIO_BALLOON_F_MISC_VQ))
+
+enum role { INFLATE, DEFLATE, STATS, HINT, REPORTING, MISC, ROLES };
+
+static const char * const roles[ROLES] = {
+	"inflate", "deflate", "stats", "free_page_vq", "reporting_vq", "misc",
+};
+
+/* What a device can do wrong when it is to use a buffer. */
+enum fault {
+	NONE,
+	LENGTH,		/* says that it wrote 4 GiB */
+	NO_ID,		/* uses a buffer that cannot be there */
+	NOT_A_HEAD,	/* or one that is not there */
+	TWICE,		/* uses it again */
+	AHEAD,		/* uses more buffers than there are */
+	BACK,		/* takes the one before back */
+	NEVER,		/* does not use it, nor any other */
+	LATE,		/* uses it long after */
+	SCRIBBLE,	/* writes into what is not for it to write */
+	BREAK,		/* ends, all of it */
+	BREAK_ONE,	/* ends with this queue */
+	NOISE,		/* interrupts, for all queues, many times */
+	FAULTS,
+};
+
+static const char * const faults[FAULTS] = {
+	"none", "length", "no id", "not a head", "twice", "ahead", "back", "never", "late",
+	"scribble", "break", "break one", "noise",
+};
+
+/* A request for unused pages */
+struct misc_request {
+	struct balloon_req_hdr hdr;
+	struct balloon_req_range range;
+};
+
+struct queue {
+	struct virtqueue *vq;
+	u16 avail;		/* next entry of the available ring to look at */
+	u16 used;		/* next entry of the used ring */
+	bool stalled;
+};
+
+struct device_double {
+	struct kunit *test;
+	struct virtio_device vdev;
+	struct mutex lock;		/* of all below but what is set once, by double_new() */
+	struct workqueue_struct *wq;
+	struct delayed_work work;
+
+	u64 offered;
+	unsigned int ring;
+	unsigned int no_vqs;		/* queues that can be had; more fail */
+	u8 status;
+	struct virtio_balloon_config config;
+	unsigned int reads;		/* of the target */
+	struct queue queues[ROLES];
+
+	struct xarray inside;		/* page frames in the balloon */
+	unsigned long nr_inside;
+	const char *wrong;		/* the first thing that the driver did wrong */
+
+	enum fault fault;
+	enum role where;
+	unsigned int after;		/* buffers used before it happens */
+	struct completion happened;
+	bool lenient;			/* after a fault, messages may come twice */
+
+	u8 request[VIRTIO_BALLOON_REQ_LEN];
+	unsigned int request_len;	/* 0: nothing to ask */
+	u64 id;
+	unsigned long reported;
+	unsigned int answers, errors;
+};
+
+static struct device_double *to_double(struct virtio_device *vdev)
+{
+	return container_of(vdev, struct device_double, vdev);
+}
+
+static void wrong(struct device_double *d, const char *what)
+{
+	if (!d->wrong)
+		d->wrong = what;
+}
+
+/* Rings */
+
+static u16 get16(struct device_double *d, __virtio16 v)
+{
+	return virtio16_to_cpu(&d->vdev, v);
+}
+
+static const struct vring_desc *get_desc(struct device_double *d, struct queue *q, u16 i)
+{
+	const struct vring *ring = virtqueue_get_vring(q->vq);
+
+	if (i >= ring->num) {
+		wrong(d, "a descriptor that is none");
+		i = 0;
+	}
+	return &ring->desc[i];
+}
+
+static void *desc_buf(struct device_double *d, const struct vring_desc *desc)
+{
+	return phys_to_virt(virtio64_to_cpu(&d->vdev, desc->addr));
+}
+
+static u32 desc_len(struct device_double *d, const struct vring_desc *desc)
+{
+	return virtio32_to_cpu(&d->vdev, desc->len);
+}
+
+static bool desc_writable(struct device_double *d, const struct vring_desc *desc)
+{
+	return get16(d, desc->flags) & VRING_DESC_F_WRITE;
+}
+
+static const struct vring_desc *next_desc(struct device_double *d, struct queue *q,
+					  const struct vring_desc *desc)
+{
+	return get16(d, desc->flags) & VRING_DESC_F_NEXT ?
+	       get_desc(d, q, get16(d, desc->next)) : NULL;
+}
+
+static void put_used(struct device_double *d, struct queue *q, u32 id, u32 len)
+{
+	const struct vring *ring = virtqueue_get_vring(q->vq);
+	struct vring_used_elem *e = &ring->used->ring[q->used++ & (ring->num - 1)];
+
+	e->id = cpu_to_virtio32(&d->vdev, id);
+	e->len = cpu_to_virtio32(&d->vdev, len);
+	/* Pairs with the driver's read barrier between index and element. */
+	virtio_wmb(true);
+	ring->used->idx = cpu_to_virtio16(&d->vdev, q->used);
+}
+
+static void interrupt(struct queue *q)
+{
+	unsigned long flags;
+
+	if (!q->vq)
+		return;
+	/* As an interrupt would come: drivers count on it. */
+	local_irq_save(flags);
+	vring_interrupt(0, q->vq);
+	local_irq_restore(flags);
+}
+
+static void use(struct device_double *d, struct queue *q, u16 head, u32 len)
+{
+	const struct vring *ring = virtqueue_get_vring(q->vq);
+	const struct vring_desc *desc;
+	int i;
+
+	if (d->fault == NONE || q != &d->queues[d->where] || d->after--) {
+		put_used(d, q, head, len);
+		return;
+	}
+
+	d->lenient = true;
+	switch (d->fault) {
+	case LENGTH:
+		put_used(d, q, head, U32_MAX);
+		break;
+	case NO_ID:
+		put_used(d, q, ring->num + head, len);
+		break;
+	case NOT_A_HEAD:
+		put_used(d, q, (head + 1) & (ring->num - 1), len);
+		break;
+	case TWICE:
+		put_used(d, q, head, len);
+		put_used(d, q, head, len);
+		break;
+	case AHEAD:
+		q->used += ring->num + 1;
+		put_used(d, q, head, len);
+		break;
+	case BACK:
+		q->used -= 2;
+		put_used(d, q, head, len);
+		break;
+	case NEVER:
+		q->stalled = true;
+		break;
+	case LATE:
+		mutex_unlock(&d->lock);
+		msleep(1500);
+		mutex_lock(&d->lock);
+		/* It may have been reset meanwhile. */
+		if (q->vq && d->status & VIRTIO_CONFIG_S_DRIVER_OK)
+			put_used(d, q, head, len);
+		break;
+	case SCRIBBLE:
+		for (desc = get_desc(d, q, head); desc; desc = next_desc(d, q, desc))
+			memset(desc_buf(d, desc), 0xff, desc_len(d, desc));
+		put_used(d, q, head, len);
+		break;
+	case BREAK:
+		virtio_break_device(&d->vdev);
+		break;
+	case BREAK_ONE:
+		__virtqueue_break(q->vq);
+		break;
+	case NOISE:
+		for (i = 0; i < 1000; i++)
+			interrupt(&d->queues[i % ROLES]);
+		put_used(d, q, head, len);
+		break;
+	default:
+		break;
+	}
+	d->fault = NONE;
+	complete(&d->happened);
+}
+
+/* Messages */
+
+static void move_page(struct device_double *d, unsigned long pfn, bool in)
+{
+	bool was_in;
+
+	if (!pfn_valid(pfn)) {
+		wrong(d, "a page that is none");
+		return;
+	}
+	if (in)
+		was_in = xa_insert(&d->inside, pfn, xa_mk_value(1), GFP_KERNEL) == -EBUSY;
+	else
+		was_in = xa_erase(&d->inside, pfn);
+	if (was_in == in && !d->lenient)
+		wrong(d, in ? "a page went in twice" : "a page came out that was not in");
+	d->nr_inside += (int)in - was_in;
+	if (in)
+		memset_page(pfn_to_page(pfn), 0, 0xb5, PAGE_SIZE);
+}
+
+/* The bits of one record, that is legal so far. */
+static void take_bits(struct device_double *d, enum role role, unsigned long base,
+		      const u8 *bits, unsigned long nr)
+{
+	unsigned long i, start = 0, end = ULONG_MAX;
+
+	if (role == MISC) {
+		const struct misc_request *request = (void *)d->request;
+		unsigned int shift = le16_to_cpu(request->range.page_shift);
+
+		start = le64_to_cpu(request->range.start_pfn) << shift >> PAGE_SHIFT;
+		end = start + (le64_to_cpu(request->range.nr_pages) << shift >> PAGE_SHIFT);
+	}
+	for (i = 0; i < nr; i++) {
+		if (!(bits[i / 8] & BIT(i % 8)))
+			continue;
+		if (role != MISC) {
+			move_page(d, base + i, role == INFLATE);
+			continue;
+		}
+		d->reported++;
+		if (base + i < start || base + i >= end)
+			wrong(d, "a page that was not asked for");
+	}
+}
+
+static void take_records(struct device_double *d, enum role role, const void *buf, size_t len)
+{
+	while (len) {
+		const struct balloon_bmap_hdr *hdr = buf;
+		u64 bytes;
+		u16 flag;
+
+		if (len < sizeof(*hdr))
+			return wrong(d, "a record is cut off");
+		bytes = le64_to_cpu(hdr->bmap_len);
+		flag = le16_to_cpu(hdr->flag);
+		if (bytes > VIRTIO_BALLOON_BMAP_MAX_LEN || bytes % 8 ||
+		    bytes > len - sizeof(*hdr))
+			return wrong(d, "the length of a bitmap");
+		if (le16_to_cpu(hdr->page_shift) != PAGE_SHIFT || hdr->reserved ||
+		    le64_to_cpu(hdr->start_pfn) % 64)
+			return wrong(d, "a field of a record");
+		if (role != MISC && (hdr->cmd || flag || hdr->req_id || !bytes))
+			return wrong(d, "a field of an inflate or deflate record");
+		if (role == MISC &&
+		    (le64_to_cpu(hdr->req_id) != d->id || flag > BALLOON_FLAG_ERROR))
+			return wrong(d, "a field of an answer");
+		take_bits(d, role, le64_to_cpu(hdr->start_pfn), (void *)(hdr + 1), bytes * 8);
+		d->answers += flag == BALLOON_FLAG_DONE;
+		d->errors += flag == BALLOON_FLAG_ERROR;
+		buf += sizeof(*hdr) + bytes;
+		len -= sizeof(*hdr) + bytes;
+	}
+}
+
+static void take_pfns(struct device_double *d, enum role role, const __virtio32 *pfn, u32 len)
+{
+	for (; len >= sizeof(*pfn); len -= sizeof(*pfn), pfn++) {
+		u32 n = virtio32_to_cpu(&d->vdev, *pfn);
+
+		if (n % UNITS(PAGE_SIZE) == 0)
+			move_page(d, n / UNITS(PAGE_SIZE), role == INFLATE);
+	}
+}
+
+/* The driver made a buffer available. Returns false to leave it there. */
+static bool take(struct device_double *d, enum role role, u16 head)
+{
+	struct queue *q = &d->queues[role];
+	const struct vring_desc *desc = get_desc(d, q, head);
+	u32 len = 0;
+
+	if (role == MISC && desc_writable(d, desc)) {
+		if (!d->request_len)
+			return false;
+		if (desc_len(d, desc) < VIRTIO_BALLOON_REQ_LEN)
+			wrong(d, "the buffer for requests is too short");
+		else
+			memcpy(desc_buf(d, desc), d->request, sizeof(d->request));
+		len = d->request_len;
+		d->request_len = 0;
+	} else if (role == INFLATE || role == DEFLATE || role == MISC) {
+		for (; desc; desc = next_desc(d, q, desc)) {
+			if (desc_writable(d, desc))
+				wrong(d, "a message that is to be written");
+			else if (role != MISC &&
+				 !virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_PAGE_BITMAP))
+				take_pfns(d, role, desc_buf(d, desc), desc_len(d, desc));
+			else
+				take_records(d, role, desc_buf(d, desc), desc_len(d, desc));
+		}
+	}
+	use(d, q, head, len);
+	return true;
+}
+
+static void serve(struct device_double *d, enum role role)
+{
+	struct queue *q = &d->queues[role];
+	bool used = false;
+
+	while (q->vq && d->status & VIRTIO_CONFIG_S_DRIVER_OK && !q->stalled) {
+		const struct vring *ring = virtqueue_get_vring(q->vq);
+
+		if (q->avail == get16(d, READ_ONCE(ring->avail->idx)))
+			break;
+		/* Pairs with the driver's write barrier before the index. */
+		virtio_rmb(true);
+		if (!take(d, role, get16(d, ring->avail->ring[q->avail & (ring->num - 1)])))
+			break;
+		q->avail++;
+		used = true;
+	}
+	if (used && d->status & VIRTIO_CONFIG_S_DRIVER_OK)
+		interrupt(q);
+}
+
+static void double_work(struct work_struct *work)
+{
+	struct device_double *d = container_of(work, struct device_double, work.work);
+	enum role role;
+
+	mutex_lock(&d->lock);
+	for (role = 0; role < ROLES; role++)
+		serve(d, role);
+	mutex_unlock(&d->lock);
+}
+
+static bool double_notify(struct virtqueue *vq)
+{
+	struct device_double *d = to_double(vq->vdev);
+
+	mod_delayed_work(d->wq, &d->work, 0);
+	return true;
+}
+
+/* Transport */
+
+static void double_get(struct virtio_device *vdev, unsigned int offset, void *buf, unsigned int len)
+{
+	struct device_double *d = to_double(vdev);
+
+	mutex_lock(&d->lock);
+	if (offset + len <= sizeof(d->config))
+		memcpy(buf, (void *)&d->config + offset, len);
+	d->reads += offset == offsetof(struct virtio_balloon_config, num_pages);
+	mutex_unlock(&d->lock);
+}
+
+static void double_set(struct virtio_device *vdev, unsigned int offset, const void *buf,
+		       unsigned int len)
+{
+	struct device_double *d = to_double(vdev);
+
+	mutex_lock(&d->lock);
+	if (offset + len <= sizeof(d->config))
+		memcpy((void *)&d->config + offset, buf, len);
+	mutex_unlock(&d->lock);
+}
+
+static u8 double_get_status(struct virtio_device *vdev)
+{
+	return to_double(vdev)->status;
+}
+
+static void double_set_status(struct virtio_device *vdev, u8 status)
+{
+	struct device_double *d = to_double(vdev);
+
+	mutex_lock(&d->lock);
+	d->status = status;
+	mutex_unlock(&d->lock);
+	mod_delayed_work(d->wq, &d->work, 0);
+}
+
+static void double_reset(struct virtio_device *vdev)
+{
+	struct device_double *d = to_double(vdev);
+
+	mutex_lock(&d->lock);
+	d->status = 0;
+	/* What was in the balloon is the guest's again. */
+	xa_destroy(&d->inside);
+	d->nr_inside = 0;
+	mutex_unlock(&d->lock);
+}
+
+static void double_del_vqs(struct virtio_device *vdev)
+{
+	struct device_double *d = to_double(vdev);
+	enum role role;
+
+	for (role = 0; role < ROLES; role++) {
+		struct virtqueue *vq = d->queues[role].vq;
+
+		mutex_lock(&d->lock);
+		d->queues[role] = (struct queue) {};
+		mutex_unlock(&d->lock);
+		if (vq)
+			vring_del_virtqueue(vq);
+	}
+}
+
+static int double_find_vqs(struct virtio_device *vdev, unsigned int nvqs, struct virtqueue *vqs[],
+			   struct virtqueue_info info[], struct irq_affinity *affinity)
+{
+	struct device_double *d = to_double(vdev);
+	unsigned int i, index = 0;
+
+	for (i = 0; i < nvqs; i++) {
+		int role;
+
+		vqs[i] = NULL;
+		if (!info[i].name)
+			continue;
+		role = match_string(roles, ROLES, info[i].name);
+		if (role >= 0 && index < d->no_vqs)
+			vqs[i] = vring_create_virtqueue(index, d->ring, SMP_CACHE_BYTES, vdev, true,
+							false, info[i].ctx, double_notify,
+							info[i].callback, info[i].name);
+		if (!vqs[i]) {
+			double_del_vqs(vdev);
+			/* Of all errors the one that nobody complains about */
+			return -ENXIO;
+		}
+		index++;
+		mutex_lock(&d->lock);
+		d->queues[role] = (struct queue) { .vq = vqs[i] };
+		mutex_unlock(&d->lock);
+	}
+	return 0;
+}
+
+static u64 double_get_features(struct virtio_device *vdev)
+{
+	return to_double(vdev)->offered;
+}
+
+static int double_finalize_features(struct virtio_device *vdev)
+{
+	vring_transport_features(vdev);
+	return 0;
+}
+
+static const struct virtio_config_ops double_ops = {
+	.get = double_get,
+	.set = double_set,
+	.get_status = double_get_status,
+	.set_status = double_set_status,
+	.reset = double_reset,
+	.find_vqs = double_find_vqs,
+	.del_vqs = double_del_vqs,
+	.get_features = double_get_features,
+	.finalize_features = double_finalize_features,
+};
+
+/* Control */
+
+static void double_release(struct device *dev)
+{
+	struct device_double *d = to_double(dev_to_virtio(dev));
+
+	destroy_workqueue(d->wq);
+	xa_destroy(&d->inside);
+	kfree(d);
+}
+
+static struct device_double *double_new(struct kunit *test, u64 features, unsigned int ring)
+{
+	struct device_double *d = kzalloc(sizeof(*d), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, d);
+	d->test = test;
+	d->offered = features;
+	d->ring = ring;
+	d->no_vqs = ROLES;
+	xa_init(&d->inside);
+	d->wq = alloc_ordered_workqueue("balloon double", 0);
+	mutex_init(&d->lock);
+	init_completion(&d->happened);
+	INIT_DELAYED_WORK(&d->work, double_work);
+	d->vdev.id.device = VIRTIO_ID_BALLOON;
+	d->vdev.id.vendor = VIRTIO_DEV_ANY_ID;
+	d->vdev.config = &double_ops;
+	d->vdev.dev.release = double_release;
+	KUNIT_ASSERT_NOT_NULL(test, d->wq);
+	return d;
+}
+
+static bool double_add(struct device_double *d)
+{
+	KUNIT_ASSERT_EQ(d->test, register_virtio_device(&d->vdev), 0);
+	return d->vdev.dev.driver;
+}
+
+static void double_remove(struct device_double *d)
+{
+	struct device *dev = get_device(&d->vdev.dev);
+
+	unregister_virtio_device(&d->vdev);
+	/* A notification may have come late. */
+	cancel_delayed_work_sync(&d->work);
+	put_device(dev);
+}
+
+static void target(struct device_double *d, size_t bytes)
+{
+	mutex_lock(&d->lock);
+	d->config.num_pages = cpu_to_le32(UNITS(bytes));
+	mutex_unlock(&d->lock);
+	virtio_config_changed(&d->vdev);
+}
+
+static bool arrived(struct device_double *d)
+{
+	bool ret;
+
+	mutex_lock(&d->lock);
+	ret = d->config.actual == d->config.num_pages;
+	mutex_unlock(&d->lock);
+	return ret;
+}
+
+/* Poll, since nothing is sure to say so. */
+#define eventually(condition, ms)					\
+({									\
+	unsigned long until = jiffies + msecs_to_jiffies(ms);		\
+	bool met;							\
+									\
+	while (!(met = (condition)) && time_before(jiffies, until))	\
+		usleep_range(2000, 5000);				\
+	met;								\
+})
+
+/* Ask for the unused pages of the first gigabyte, or what else @request is. */
+static void ask(struct device_double *d, const void *request, unsigned int len)
+{
+	mutex_lock(&d->lock);
+	memset(d->request, 0, sizeof(d->request));
+	memcpy(d->request, request, min_t(size_t, len, sizeof(d->request)));
+	d->id = le64_to_cpu(((struct balloon_req_hdr *)d->request)->param);
+	d->request_len = len;
+	mutex_unlock(&d->lock);
+	mod_delayed_work(d->wq, &d->work, 0);
+}
+
+static void ask_unused(struct device_double *d, u64 id)
+{
+	const struct misc_request request = {
+		.hdr.cmd = cpu_to_le16(BALLOON_GET_UNUSED_PAGES),
+		.hdr.param = cpu_to_le64(id),
+		.range.nr_pages = cpu_to_le64(UNITS(SZ_1G)),
+		.range.page_shift = cpu_to_le16(VIRTIO_BALLOON_PFN_SHIFT),
+	};
+
+	ask(d, &request, sizeof(request));
+}
+
+static bool answered(struct device_double *d)
+{
+	bool ret;
+
+	mutex_lock(&d->lock);
+	ret = d->answers + d->errors;
+	mutex_unlock(&d->lock);
+	return ret;
+}
+
+/* What must be the same before and after, whatever the device did. */
+struct account {
+	unsigned long total;
+	long inside;
+};
+
+static struct account take_account(void)
+{
+	struct account a = { .total = totalram_pages() };
+	unsigned long *events = kcalloc(NR_VM_EVENT_ITEMS, sizeof(*events), GFP_KERNEL);
+
+	if (events && IS_ENABLED(CONFIG_VM_EVENT_COUNTERS)) {
+		all_vm_events(events);
+		a.inside = events[BALLOON_INFLATE] - events[BALLOON_DEFLATE];
+	}
+	kfree(events);
+	return a;
+}
+
+/* The device goes, soon, and gives back all that it took. */
+static void remove_and_judge(struct device_double *d, const struct account *before,
+			     const char *what)
+{
+	struct kunit *test = d->test;
+	unsigned long begin = jiffies;
+	struct account after;
+
+	KUNIT_EXPECT_NULL_MSG(test, d->wrong, "%s: %s", what, d->wrong);
+	double_remove(d);
+	KUNIT_EXPECT_LT_MSG(test, jiffies_to_msecs(jiffies - begin), 8000, "%s", what);
+	after = take_account();
+	KUNIT_EXPECT_EQ_MSG(test, after.total, before->total, "%s", what);
+	KUNIT_EXPECT_EQ_MSG(test, after.inside, before->inside, "%s", what);
+}
+
+/* Tests */
+
+static void device_good(struct kunit *test)
+{
+	static const u64 features[] = {
+		ALL, BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1),
+		ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ) | BIT_ULL(VIRTIO_BALLOON_F_DEFLATE_ON_OOM),
+	};
+	static const size_t sizes[] = { SZ_16M, SZ_64K, SZ_16M + SZ_1M, SZ_8M + SZ_64K, 0 };
+	static const unsigned int rings[] = { 1, 2, 128 };
+	struct account before = take_account();
+	int i, j, k;
+
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		for (j = 0; j < ARRAY_SIZE(rings); j++) {
+			struct device_double *d = double_new(test, features[i], rings[j]);
+
+			if (!double_add(d)) {
+				double_remove(d);
+				kunit_skip(test, "virtio_balloon is not loaded");
+			}
+			for (k = 0; k < ARRAY_SIZE(sizes); k++) {
+				target(d, sizes[k]);
+				KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+				KUNIT_EXPECT_EQ(test, d->nr_inside, sizes[k] >> PAGE_SHIFT);
+			}
+			/* Gone with a balloon that is not empty. */
+			target(d, SZ_4M);
+			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+			remove_and_judge(d, &before, "good");
+		}
+	}
+}
+
+static void device_answers(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_new(test, ALL, 4);
+	struct misc_request bad = { .hdr.cmd = cpu_to_le16(77), .hdr.param = cpu_to_le64(3) };
+	unsigned int i;
+
+	if (!double_add(d)) {
+		double_remove(d);
+		kunit_skip(test, "virtio_balloon is not loaded");
+	}
+	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+		double_remove(d);
+		kunit_skip(test, "the misc queue is declined");
+	}
+	for (i = 1; i <= 20; i++) {
+		unsigned int len = i % 4 ? sizeof(bad) : sizeof(bad.hdr) - i % 3;
+
+		d->answers = 0;
+		d->errors = 0;
+		d->reported = 0;
+		if (i % 2)
+			ask_unused(d, i);
+		else
+			ask(d, &bad, len);
+		/* One that is too short has no id, or half of one. */
+		if (len < sizeof(bad.hdr))
+			d->id = 0;
+		KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
+		KUNIT_EXPECT_EQ(test, d->answers, i % 2);
+		KUNIT_EXPECT_EQ(test, d->errors, !(i % 2));
+		KUNIT_EXPECT_EQ(test, d->reported > 0, i % 2);
+	}
+	remove_and_judge(d, &before, "answers");
+}
+
+/* One fault on one queue, then the device goes, with or without a word. */
+static void one_fault(struct kunit *test, enum fault fault, enum role where, bool bitmaps)
+{
+	struct account before = take_account();
+	struct device_double *d = double_new(test, bitmaps ? ALL : BIT_ULL(VIRTIO_F_VERSION_1), 16);
+	unsigned int reads;
+	char what[64];
+
+	snprintf(what, sizeof(what), "%s on %s by %s", faults[fault], roles[where],
+		 bitmaps ? "bitmaps" : "numbers");
+	if (!double_add(d)) {
+		double_remove(d);
+		kunit_skip(test, "virtio_balloon is not loaded");
+	}
+	if (where == MISC && !virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+		double_remove(d);
+		return;
+	}
+
+	target(d, SZ_16M);
+	KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%s", what);
+	mutex_lock(&d->lock);
+	d->where = where;
+	d->after = where == MISC;	/* not of the request */
+	d->fault = fault;
+	mutex_unlock(&d->lock);
+	switch (where) {
+	case INFLATE:
+		target(d, SZ_32M);
+		break;
+	case DEFLATE:
+		target(d, SZ_4M);
+		break;
+	default:
+		ask_unused(d, 1);
+	}
+	KUNIT_EXPECT_TRUE_MSG(test, wait_for_completion_timeout(&d->happened, 10 * HZ), "%s", what);
+
+	/* The driver must not turn in circles. */
+	msleep(100);
+	reads = d->reads;
+	msleep(100);
+	KUNIT_EXPECT_LT_MSG(test, d->reads - reads, 50, "%s", what);
+
+	switch (fault) {
+	case LENGTH:
+	case LATE:
+	case SCRIBBLE:
+	case NOISE:
+		/* Nothing that hurts. */
+		target(d, SZ_8M);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%s", what);
+		break;
+	case NEVER:
+	case AHEAD:
+	case BACK:
+		/* The transport finds out that it has gone. */
+		if (where != MISC)
+			virtio_break_device(&d->vdev);
+		break;
+	default:
+		break;
+	}
+	remove_and_judge(d, &before, what);
+}
+
+static void device_faults(struct kunit *test)
+{
+	static const enum role where[] = { INFLATE, DEFLATE, MISC };
+	enum fault fault;
+	int i;
+
+	for (fault = NONE + 1; fault < FAULTS; fault++) {
+		for (i = 0; i < ARRAY_SIZE(where); i++) {
+			one_fault(test, fault, where[i], true);
+			if (where[i] != MISC)
+				one_fault(test, fault, where[i], false);
+		}
+	}
+}
+
+/* Fewer queues than asked for: probe fails, and leaves nothing. */
+static void device_no_queues(struct kunit *test)
+{
+	struct account before = take_account();
+	unsigned int i;
+
+	for (i = 0; i < 4; i++) {
+		struct device_double *d =
+			double_new(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ), 16);
+
+		d->no_vqs = i;
+		KUNIT_EXPECT_FALSE(test, double_add(d));
+		remove_and_judge(d, &before, "no queues");
+	}
+}
+
+#ifdef CONFIG_PM_SLEEP
+/* Suspend and resume, with a balloon, and a message of the answer on its way. */
+static void device_sleeps(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_new(test, ALL, 4);
+	int i;
+
+	if (!double_add(d)) {
+		double_remove(d);
+		kunit_skip(test, "virtio_balloon is not loaded");
+	}
+	for (i = 0; i < 6; i++) {
+		target(d, SZ_16M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		mutex_lock(&d->lock);
+		d->fault = i % 2 ? NEVER : NONE;
+		d->where = MISC;
+		d->after = 1;
+		mutex_unlock(&d->lock);
+		ask_unused(d, i + 1);
+		usleep_range(100 * i, 100 * i + 50);
+		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+		KUNIT_EXPECT_EQ(test, d->nr_inside, 0);
+		d->answers = 0;
+		d->errors = 0;
+		d->fault = NONE;
+		d->request_len = 0;
+		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
+		if (virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+			ask_unused(d, i + 100);
+			KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
+		}
+		target(d, SZ_8M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+	}
+	remove_and_judge(d, &before, "sleeps");
+}
+#endif
+
+/* All of it, at random. */
+static void device_random(struct kunit *test)
+{
+	static const u8 optional[] = {
+		VIRTIO_BALLOON_F_MUST_TELL_HOST, VIRTIO_BALLOON_F_STATS_VQ,
+		VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+		VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
+		VIRTIO_BALLOON_F_PAGE_BITMAP, VIRTIO_BALLOON_F_MISC_VQ, VIRTIO_RING_F_EVENT_IDX,
+		VIRTIO_RING_F_INDIRECT_DESC,
+	};
+	struct rnd_state rnd;
+	unsigned int round;
+
+	kunit_info(test, "seed %u, %u rounds", seed, rounds);
+	for (round = 0; round < rounds; round++) {
+		struct account before = take_account();
+		u64 features = BIT_ULL(VIRTIO_F_VERSION_1);
+		struct device_double *d;
+		unsigned int i, steps, ring;
+		char what[32];
+
+		prandom_seed_state(&rnd, seed * 1000003ULL + round);
+		snprintf(what, sizeof(what), "seed %u, round %u", seed, round);
+		for (i = 0; i < ARRAY_SIZE(optional); i++)
+			if (prandom_u32_state(&rnd) % 4)
+				features |= BIT_ULL(optional[i]);
+		ring = 1 << prandom_u32_state(&rnd) % 7;
+		/* Probe complains about a ring that is too short for a feature. */
+		if (ring < 2)
+			features &= ~BIT_ULL(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
+		if (ring < PAGE_REPORTING_CAPACITY)
+			features &= ~BIT_ULL(VIRTIO_BALLOON_F_REPORTING);
+		d = double_new(test, features, ring);
+		if (prandom_u32_state(&rnd) % 8 == 0)
+			d->no_vqs = prandom_u32_state(&rnd) % ROLES;
+		if (!double_add(d)) {
+			remove_and_judge(d, &before, what);
+			continue;
+		}
+
+		steps = prandom_u32_state(&rnd) % 8;
+		for (i = 0; i < steps; i++) {
+			u32 r = prandom_u32_state(&rnd);
+			u8 request[VIRTIO_BALLOON_REQ_LEN];
+
+			switch (r % 6) {
+			case 0:
+			case 1:
+				target(d, (r >> 8) % SZ_32M);
+				break;
+			case 2:
+				mutex_lock(&d->lock);
+				d->config.free_page_hint_cmd_id = cpu_to_le32(r >> 8 & 3);
+				mutex_unlock(&d->lock);
+				virtio_config_changed(&d->vdev);
+				break;
+			case 3:
+				mutex_lock(&d->lock);
+				d->fault = (r >> 8) % FAULTS;
+				d->where = (r >> 16) % ROLES;
+				d->after = (r >> 24) % 4;
+				mutex_unlock(&d->lock);
+				break;
+			case 4:
+				ask_unused(d, r);
+				break;
+			case 5:
+				prandom_bytes_state(&rnd, request, sizeof(request));
+				if (r >> 8 & 1)
+					memset(request, 0, 8);
+				ask(d, request, (r >> 9) % (VIRTIO_BALLOON_REQ_LEN + 8));
+				/* Whatever comes back has this or no id. */
+				d->id = ~0ULL;
+				break;
+			}
+			if (r >> 31)
+				msleep(r >> 25 & 15);
+		}
+		/* A device that is silent holds up its driver as long as it is there. */
+		virtio_break_device(&d->vdev);
+		d->wrong = NULL;
+		remove_and_judge(d, &before, what);
+	}
+}
+
+static struct kunit_case virtio_balloon_device_cases[] = {
+	KUNIT_CASE_SLOW(device_good),
+	KUNIT_CASE_SLOW(device_answers),
+	KUNIT_CASE_SLOW(device_faults),
+	KUNIT_CASE_SLOW(device_no_queues),
+#ifdef CONFIG_PM_SLEEP
+	KUNIT_CASE_SLOW(device_sleeps),
+#endif
+	KUNIT_CASE_SLOW(device_random),
+	{}
+};
+
+static struct kunit_suite virtio_balloon_device_suite = {
+	.name = "virtio_balloon_device",
+	.test_cases = virtio_balloon_device_cases,
+};
+
+kunit_test_suite(virtio_balloon_device_suite);
+
+MODULE_DESCRIPTION("KUnit tests of virtio_balloon against a device in memory");
+MODULE_LICENSE("GPL");
