@@ -4,8 +4,10 @@
  */
 #include <linux/balloon_compaction.h>
 #include <linux/jiffies.h>
+#include <linux/lockdep.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
 #include <linux/string.h>
 #include <linux/virtio.h>
 #include <linux/virtio_balloon.h>
@@ -30,7 +32,7 @@ static_assert(BALLOON_BITMAP_MSG_SEGS * PAGE_BITMAP_SEG_SIZE <=
 
 /**
  * balloon_bitmap_init() - prepare the sender at probe
- * @bb: the sender; vdev, b_dev_info, acked and count_managed are set
+ * @bb: the sender; vdev, b_dev_info, lock, acked and count_managed are set
  * @max_pfn: how far memory reaches; a hint, higher pages work too
  *
  * Context: Process context. May sleep.
@@ -317,6 +319,7 @@ size_t balloon_bitmap_alloc(struct list_head *pages, size_t nr_pages)
  */
 bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages)
 {
+	lockdep_assert_held(bb->lock);
 	if (!balloon_bitmap_usable(bb))
 		return false;
 
@@ -350,6 +353,7 @@ size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t 
 	LIST_HEAD(pages);
 	size_t got = 0;
 
+	lockdep_assert_held(bb->lock);
 	if (!bb->quiet && !balloon_bitmap_usable(bb))
 		return 0;
 
@@ -395,6 +399,7 @@ size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t 
 void balloon_bitmap_migrate(struct balloon_bitmap *bb, struct page *newpage,
 			    struct page *page)
 {
+	lockdep_assert_held(bb->lock);
 	if (!balloon_bitmap_add(bb, bb->inflate_vq, page_to_pfn(newpage), 1, 0) &&
 	    !balloon_bitmap_flush(bb, bb->inflate_vq) &&
 	    !balloon_bitmap_add(bb, bb->deflate_vq, page_to_pfn(page), 1, 0))

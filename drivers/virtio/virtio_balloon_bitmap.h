@@ -31,6 +31,7 @@
 
 struct balloon_dev_info;
 struct list_head;
+struct mutex;
 struct page;
 struct virtio_device;
 struct virtqueue;
@@ -53,6 +54,7 @@ struct virtqueue;
  * struct balloon_bitmap - the sender of page bitmaps
  * @vdev: the device
  * @b_dev_info: where the pages in the balloon are
+ * @lock: balloon_lock of the driver core
  * @acked: woken when the device has used a buffer of either queue
  * @inflate_vq: pages that go into the balloon
  * @deflate_vq: pages that come out of it
@@ -68,12 +70,13 @@ struct virtqueue;
 struct balloon_bitmap {
 	struct virtio_device *vdev;
 	struct balloon_dev_info *b_dev_info;
+	struct mutex *lock;
 	wait_queue_head_t *acked;
 	struct virtqueue *inflate_vq;
 	struct virtqueue *deflate_vq;
 	bool count_managed;
 
-	/* Below: guarded by balloon_lock of the driver core. */
+	/* Below: guarded by @lock. */
 	struct page_bitmap pages;
 	struct scatterlist sg[BALLOON_BITMAP_MSG_SEGS];
 	unsigned int inflight;

@@ -104,6 +104,8 @@ struct device_double {
 
 	struct xarray inside;		/* page frames in the balloon */
 	unsigned long nr_inside;
+	unsigned long moved;		/* pages since the driver last told its size... */
+	unsigned long most_moved;	/* ...and the most that there were */
 	const char *wrong;		/* the first thing that the driver did wrong */
 
 	enum fault fault;
@@ -279,6 +281,7 @@ static void move_page(struct device_double *d, unsigned long pfn, bool in)
 	if (was_in == in && !d->lenient)
 		wrong(d, in ? "a page went in twice" : "a page came out that was not in");
 	d->nr_inside += (int)in - was_in;
+	d->most_moved = max(d->most_moved, ++d->moved);
 	if (in)
 		memset_page(pfn_to_page(pfn), 0, 0xb5, PAGE_SIZE);
 }
@@ -441,6 +444,8 @@ static void double_set(struct virtio_device *vdev, unsigned int offset, const vo
 	mutex_lock(&d->lock);
 	if (offset + len <= sizeof(d->config))
 		memcpy((void *)&d->config + offset, buf, len);
+	if (offset == offsetof(struct virtio_balloon_config, actual))
+		d->moved = 0;
 	mutex_unlock(&d->lock);
 }
 
@@ -721,6 +726,24 @@ static void device_good(struct kunit *test)
 	}
 }
 
+/* Who runs out of memory waits for balloon_lock: it is held for a bounded time. */
+static void device_chunks(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_new(test, BITMAPS, 128);
+
+	if (!double_add(d)) {
+		double_remove(d);
+		kunit_skip(test, "virtio_balloon is not loaded");
+	}
+	target(d, SZ_128M + SZ_64M);
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
+	target(d, 0);
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
+	KUNIT_EXPECT_LE(test, d->most_moved, SZ_64M >> PAGE_SHIFT);
+	remove_and_judge(d, &before, "chunks");
+}
+
 static void device_answers(struct kunit *test)
 {
 	struct account before = take_account();
@@ -753,6 +776,9 @@ static void device_answers(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, d->answers, i % 2);
 		KUNIT_EXPECT_EQ(test, d->errors, !(i % 2));
 		KUNIT_EXPECT_EQ(test, d->reported > 0, i % 2);
+		/* Nothing of an answer may stay behind for other messages. */
+		target(d, i % 2 * SZ_4M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
 	}
 	remove_and_judge(d, &before, "answers");
 }
@@ -981,6 +1007,7 @@ static void device_random(struct kunit *test)
 
 static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_good),
+	KUNIT_CASE_SLOW(device_chunks),
 	KUNIT_CASE_SLOW(device_answers),
 	KUNIT_CASE_SLOW(device_faults),
 	KUNIT_CASE_SLOW(device_no_queues),
