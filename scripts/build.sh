@@ -6,6 +6,7 @@
 # guest-debug	our kernel with sanitizers, lockdep and fault injection
 # guest-stock	the same configuration, unpatched
 # guest-debian	Debian's binary of the same kernel
+# guest-debian12	Debian 12's own kernel, 6.1
 # qemu		our QEMU
 # qemu-debian	Debian's binary of the same QEMU
 # sources	only download
@@ -13,7 +14,7 @@
 # configured	and configure our kernel
 #
 # A guest directory holds bzImage, its modules, and modules.order with their
-# names in load order. A QEMU directory holds qemu-system-x86_64, python/ with
+# names in load order; in early.order those that the lab's channel needs. A QEMU directory holds qemu-system-x86_64, python/ with
 # QEMU's own classes, and for ours qos-test. Downloads and finished builds live
 # in $CACHE, the latter under a hash of all that they were built from.
 set -euo pipefail
@@ -69,6 +70,11 @@ fetch_linux() { fetch_deb linux-source-6.12 "$(base linux)"; }
 
 fetch_debian_kernel() {
 	local pkg version
+	if [ "${1:-}" = 12 ]; then
+		pkg=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+		fetch_deb "$pkg" "$(apt-cache show "$pkg" | awk '/^Version:/ { print $2; exit }')"
+		return
+	fi
 	version=$(base linux)
 	pkg=linux-image-${version%%-*}+deb12-cloud-amd64
 	apt-cache show "$pkg" >/dev/null 2>&1 ||
@@ -136,7 +142,7 @@ unpack() {
 # A hash of what a build is made of: key NAME SOURCE SERIES CONFIG...
 key() {
 	local make=(make_"${1//-/_}") from=${2##*/} series=$3
-	[[ $1 != guest* ]] || make+=(configure kernel install_guest)
+	[[ $1 != guest* ]] || make+=(configure kernel install_guest make_guest_debian)
 	shift 3
 	cd "$top"
 	{
@@ -220,16 +226,27 @@ make_guest_stock() {
 }
 
 make_guest_debian() {
-	local deb
-	deb=$(fetch_debian_kernel)
+	local deb m module
+	deb=$(fetch_debian_kernel "${2:-}")
 	mkdir "$1/deb"
 	dpkg-deb -x "$deb" "$1/deb"
 	cp "$1"/deb/boot/vmlinuz-* "$1/bzImage"
 	cp "$1"/deb/boot/config-* "$1/.config"
-	xz -dc "$(find "$1/deb" -name virtio_balloon.ko.xz)" >"$1/virtio_balloon.ko"
+	for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console \
+		virtio_balloon; do
+		module=$(find "$1/deb" -name "$m.ko*")
+		case $module in
+		"") continue ;;
+		*.xz) xz -dc "$module" ;;
+		*) cat "$module" ;;
+		esac >"$1/$m.ko"
+		[ $m = virtio_balloon ] || echo "$m.ko" >>"$1/early.order"
+	done
 	echo virtio_balloon.ko >"$1/modules.order"
 	rm -r "$1/deb"
 }
+
+make_guest_debian12() { make_guest_debian "$1" 12; }
 
 make_qemu() {
 	tree qemu
@@ -264,6 +281,7 @@ main() {
 		guest-debug)	hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config $c/debug.config) ;;
 		guest-stock)	hash=$(key "$name" "$(fetch_linux)" none $c/guest.config) ;;
 		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
+		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel 12)" none) ;;
 		qemu)		hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
 		qemu-debian)	hash=$(key "$name" "$(dpkg-query -W qemu-system-x86)" none) ;;
 		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;

@@ -41,7 +41,7 @@ tap() {
 	skipped=$((skipped + skip))
 }
 
-for what in guest qemu guest-debug guest-debian qemu-debian tree configured; do
+for what in guest qemu guest-debug guest-debian guest-debian12 qemu-debian tree configured; do
 	scripts/build.sh $what >/dev/null || { echo "not ok - build $what"; failed=$((failed + 1)); }
 done
 

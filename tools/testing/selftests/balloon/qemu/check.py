@@ -19,6 +19,7 @@ from typing import Any, Iterator, List
 
 import balloon_tests  # noqa: F401 pylint: disable=unused-import
 import lab
+import matrix_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
 from harness import TESTS, Failure, Run, Test
 from lab import Skip

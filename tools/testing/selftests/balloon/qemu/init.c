@@ -299,6 +299,7 @@ static void install_applets(void)
 int main(void)
 {
 	static const char *const shell[] = { "/bin/sh", "-c", "load_modules; exec sh -i", NULL };
+	static const char *const early[] = { "/bin/load_modules", "early.order", NULL };
 	struct sigaction sa = { .sa_handler = on_signal };
 	char cmdline[4096] = "";
 	sigset_t chld;
@@ -325,6 +326,13 @@ int main(void)
 	/* SIGCHLD interrupts ppoll() and nothing else. */
 	sigaction(SIGCHLD, &sa, NULL);
 	signal(SIGPIPE, SIG_IGN);
+
+	/* A distribution's kernel has even the channel's driver as a module. */
+	if (!access("/lib/modules/early.order", R_OK)) {
+		pid = spawn(early, -1);
+		while (pid > 0 && (wait(&fd) != pid || errno == EINTR))
+			;
+	}
 
 	read_file("/proc/cmdline", cmdline, sizeof(cmdline));
 	if (strstr(cmdline, "lab.shell")) {

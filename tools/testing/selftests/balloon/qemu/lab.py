@@ -34,11 +34,11 @@ BOOT_SECONDS = 90
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
 
 LOAD_MODULES = b"""#!/bin/sh
-# Load the modules of this guest, except for KUnit's.
+# Load the modules that a list names, except for KUnit's.
 cd /lib/modules || exit 1
 while read -r m; do
 	case $m in *kunit*) ;; *) insmod "$m" || exit 1 ;; esac
-done < modules.order
+done < "${1:-modules.order}"
 """
 
 SPLAT = re.compile(
@@ -177,8 +177,8 @@ def initramfs(kernel: str) -> Path:
     entries["bin/load_modules"] = (program, LOAD_MODULES)
     for module in sorted(modules.glob("*.ko")):
         entries[f"lib/modules/{module.name}"] = (program, module.read_bytes())
-    order = modules / "modules.order"
-    entries["lib/modules/modules.order"] = (stat.S_IFREG | 0o644, order.read_bytes())
+    for order in modules.glob("*.order"):
+        entries[f"lib/modules/{order.name}"] = (stat.S_IFREG | 0o644, order.read_bytes())
 
     BUILD.mkdir(parents=True, exist_ok=True)
     path = BUILD / f"{kernel}.cpio"
