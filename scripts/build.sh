@@ -4,10 +4,13 @@
 #
 # guest		our kernel
 # guest-debug	our kernel with sanitizers, lockdep and fault injection
+# guest-gcov	our kernel, counting which lines of our files run
+# guest-kcsan	our kernel, looking for data races in our files
 # guest-stock	the same configuration, unpatched
 # guest-debian	Debian's binary of the same kernel
 # guest-debian12	Debian 12's own kernel, 6.1
 # qemu		our QEMU
+# qemu-gcov	our QEMU, counting the same
 # qemu-debian	Debian's binary of the same QEMU
 # sources	only download
 # tree		only unpack the sources and apply the series
@@ -185,12 +188,13 @@ configure() {
 	[ -z "$lost" ] || { say "options that did not make it: $lost"; exit 1; }
 }
 
-# kernel SOURCE OBJECTS CONFIG... : configure and build
+# kernel SOURCE OBJECTS CONFIG... : configure and build, with the variables in kflags
 kernel() {
 	configure "$@"
 	step "building $(basename "$2")" "$2.log" \
-		make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= bzImage modules
+		make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= "${kflags[@]}" bzImage modules
 }
+kflags=()
 
 # What a guest takes along: install_guest OBJECTS DIR
 install_guest() {
@@ -215,6 +219,31 @@ make_guest_debug() {
 	tree linux
 	kernel "$BUILD/linux" "$BUILD/linux-debug-obj" "$top/$lab/guest.config" "$top/$lab/debug.config"
 	install_guest "$BUILD/linux-debug-obj" "$1"
+}
+
+# instrument VARIABLE: in kflags, for our files
+instrument() {
+	local m
+	for m in page_bitmap balloon_pages unused_pages virtio_balloon_core virtio_balloon_bitmap \
+		virtio_balloon_misc; do
+		kflags+=("$1_$m.o=y")
+	done
+}
+
+make_guest_kcsan() {
+	local kflags=(KCSAN_SANITIZE=n)
+	instrument KCSAN_SANITIZE
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-kcsan-obj" "$top/$lab/guest.config" "$top/$lab/kcsan.config"
+	install_guest "$BUILD/linux-kcsan-obj" "$1"
+}
+
+make_guest_gcov() {
+	local kflags=()
+	instrument GCOV_PROFILE
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-gcov-obj" "$top/$lab/guest.config" "$top/$lab/gcov.config"
+	install_guest "$BUILD/linux-gcov-obj" "$1"
 }
 
 make_guest_stock() {
@@ -248,19 +277,33 @@ make_guest_debian() {
 
 make_guest_debian12() { make_guest_debian "$1" 12; }
 
+# make_qemu DIR [OBJECTS]
 make_qemu() {
 	tree qemu
-	local obj=$BUILD/qemu-obj
+	local obj=${2:-$BUILD/qemu-obj}
 	mkdir -p "$obj"
 	cd "$obj"
 	[ -e build.ninja ] || step "configuring QEMU" "$obj.configure.log" ../qemu/configure \
 		--target-list=x86_64-softmmu --without-default-features --enable-system --enable-tcg \
 		--enable-kvm --disable-docs --disable-werror --meson=/usr/bin/meson
+	[ "$obj" != "$BUILD/qemu-gcov-obj" ] || count_qemu
 	step "building QEMU" "$obj.log" ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test tests/qtest/migration-tcg-test
 	cd "$top"
 	cp "$obj/qemu-system-x86_64" "$obj/tests/qtest/qos-test" "$obj/tests/qtest/migration-tcg-test" "$1/"
 	cp -rL "$BUILD/qemu/python" "$1/python"
 }
+
+# Meson has no flags for single files.
+count_qemu() {
+	awk '/^build / { ours = /c_COMPILER .*(virtio-balloon-(bitmap|misc)|unused-pages)\.c( |$)/
+			 link = /^build qemu-system-x86_64: c_LINKER/ }
+	     / --coverage$/ { print; next }
+	     ours && /^ ARGS = / || link && /^ LINK_ARGS = / { $0 = $0 " --coverage" }
+	     { print }' build.ninja >build.ninja.new
+	mv build.ninja.new build.ninja
+}
+
+make_qemu_gcov() { make_qemu "$1" "$BUILD/qemu-gcov-obj"; }
 
 make_qemu_debian() {
 	ln -s /usr/bin/qemu-system-x86_64 "$1/"
@@ -279,10 +322,12 @@ main() {
 		case $name in
 		guest)		hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config) ;;
 		guest-debug)	hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config $c/debug.config) ;;
+		guest-gcov | guest-kcsan)
+			hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config "$c/${name#*-}.config") ;;
 		guest-stock)	hash=$(key "$name" "$(fetch_linux)" none $c/guest.config) ;;
 		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
 		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel 12)" none) ;;
-		qemu)		hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
+		qemu | qemu-gcov)	hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
 		qemu-debian)	hash=$(key "$name" "$(dpkg-query -W qemu-system-x86)" none) ;;
 		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
 		tree)		tree linux; tree qemu; continue ;;

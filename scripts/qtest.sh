@@ -3,7 +3,7 @@
 # The tests of the device by itself, under QEMU's own qtest; output is TAP.
 set -eu
 cd "$(dirname "$0")/.."
-qemu=$(scripts/build.sh qemu)
+qemu=${BALLOON_LAB_QEMU:-$(scripts/build.sh qemu)}
 
 # A QEMU from the build folder finds no firmware by itself, and the tests take
 # the architecture from its name.

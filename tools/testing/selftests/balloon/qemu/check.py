@@ -21,10 +21,11 @@ import balloon_tests  # noqa: F401 pylint: disable=unused-import
 import lab
 import matrix_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
+import soak_tests
 from harness import TESTS, Failure, Run, Test
 from lab import Skip
 
-TEST_SECONDS = 240
+TEST_SECONDS = 240 + soak_tests.SECONDS
 
 
 def chosen(patterns: List[str]) -> Iterator[Test]:

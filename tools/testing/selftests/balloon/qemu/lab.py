@@ -9,6 +9,7 @@ the directory that BALLOON_LAB_<NAME> names. Files appear under <build>/lab.
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import itertools
 import os
@@ -234,7 +235,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         args += ["-object", one]
     if incoming:
         args += ["-incoming", "defer"]
-    return args
+    return args + shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))
 
 
 def virtio_bus(machine: str) -> str:
@@ -599,9 +600,29 @@ class Guest:
             self._vm = None
         shutil.rmtree(self._dir, ignore_errors=True)
 
+    def _save_coverage(self) -> None:
+        """Keep which lines ran, if the kernel counts that, and have QEMU write the same."""
+        folder = os.environ.get("BALLOON_LAB_GCOV")
+        if not folder:
+            return
+        try:
+            if self.status() == "running":
+                data = self.sh("""cd /sys/kernel/debug/gcov 2> /dev/null || exit 0
+                    find . -name '*.gcda' | while read -r f; do
+                        mkdir -p /tmp/gcov/${f%/*}; cat $f > /tmp/gcov/$f
+                    done
+                    tar -C /tmp/gcov -c . | base64""", 10)
+                handle, path = tempfile.mkstemp(suffix=".tar", dir=folder)
+                with open(handle, "wb"):
+                    Path(path).write_bytes(base64.b64decode(data))
+            self._vm.shutdown()
+        except Exception as err:  # pylint: disable=broad-except
+            print(f"# {self.name}: {err}", file=sys.stderr)
+
     def close(self) -> None:
         """End the guest, then judge its console."""
         if self._vm:
+            self._save_coverage()
             self._destroy()
             self.check_console()
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Set, Tuple
 
 from harness import (FAST, MISC_BIT, Failure, Run, equal, features, needs, refuses, require,
                      test, variants)
-from lab import GIB, MIB, PAGE, Guest, Job, LabError, Migration
+from lab import GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip
 
 MISC = {"misc-vq": "on"}
 
@@ -389,6 +389,40 @@ def misc_migration_postcopy(run: Run) -> None:
     """with postcopy the guest is not asked"""
     for one in chain(run, 1, "balloon_mem churn 64M", capabilities=["postcopy-ram"]):
         equal("requests", one.misc["requests"], 0)
+
+
+@test
+def misc_snapshot(run: Run) -> None:
+    """during a background snapshot nothing is discarded and the guest is not asked"""
+    with run.guest(balloon=MISC, backend="ram") as guest:
+        job = guest.start("balloon_mem stamp 64M").wait_ready()
+        try:
+            guest.qmp("migrate-set-capabilities",
+                      capabilities=[{"capability": "background-snapshot", "state": True}])
+        except LabError as error:
+            raise Skip(f"the host cannot: {error}") from error
+        guest.qmp("migrate-set-parameters", **{"max-bandwidth": 8 * MIB})
+        before, asked = guest.stats(), guest.stats("misc-vq")
+        guest.qmp("migrate", uri="exec:cat > /dev/null")
+        deadline = time.monotonic() + 60
+        while guest.qmp("query-migrate").get("status") != "active":
+            require(time.monotonic() < deadline, "the snapshot does not begin")
+            time.sleep(0.02)
+        guest.balloon(512 * MIB)
+        equal("snapshot", guest.qmp("query-migrate")["status"], "active")
+        after = guest.stats()
+        equal("discards", after["discards"], before["discards"])
+        require(after["inflated-pages"] > before["inflated-pages"], "nothing was inflated")
+        guest.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
+        while guest.qmp("query-migrate")["status"] == "active":
+            require(time.monotonic() < deadline, "the snapshot does not end")
+            time.sleep(0.02)
+        equal("requests", guest.stats("misc-vq")["requests"], asked["requests"])
+        guest.balloon(GIB)
+        guest.balloon(512 * MIB)
+        require(guest.stats()["discards"] > after["discards"], "nothing is discarded any more")
+        job.finish()
+        works(guest)
 
 
 @test

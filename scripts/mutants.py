@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Plant faults, one at a time, and see that the test that is named for each fails.
+
+The faults are the defects that the patches of 2016 had, in today's code. Each is
+put into a copy of the repository, which is built and tested by itself under
+<build>/mutants; its first build is a full one. Results are TAP: "ok" says that
+the fault was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = Path(os.environ.get("BUILD") or ROOT / "build").resolve() / "mutants"
+REPO = WORK / "repo"
+CACHE = Path(os.environ.get("CACHE") or Path.home() / ".cache/balloon")
+LAB = "tools/testing/selftests/balloon/qemu"
+BITMAP = "drivers/virtio/virtio_balloon_bitmap.c"
+MISC = "drivers/virtio/virtio_balloon_misc.c"
+DEVICE = "qemu/hw/virtio/virtio-balloon-bitmap.c"
+
+
+class Mutant(NamedTuple):
+    """A fault: text that is replaced, once, and the test that must fail."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    test: str
+    kernel: str = "guest"
+
+
+MUTANTS = [
+    Mutant("1 the last word of a bitmap is not sent", BITMAP,
+           """	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
+				       words + start, end - start);
+	return""",
+           """	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
+				       words + start, end - start - 1);
+	return""", "kunit"),
+    Mutant("1 the host reads beyond the buffer", DEVICE,
+           "    if (len > room) {", "    if (0) {", "qtest page-bitmap/malformed"),
+    Mutant("2 a single page at the edge of a word is lost", "mm/page_bitmap.c",
+           "	for (left = nr; left; word++, bit = 0) {",
+           "	for (left = nr - !bit; left; word++, bit = 0) {", "kunit"),
+    Mutant("3 pages are reported again", BITMAP,
+           "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n",
+           "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2, "kunit"),
+    Mutant("4 the balloon moves without its lock", "patches/0006-*.patch",
+           """+	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
++		vb->num_pages += num;
+""",
+           """+	mutex_unlock(&vb->balloon_lock);
++	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
++		vb->num_pages += num;
++	mutex_lock(&vb->balloon_lock);
+""", "debug", "guest-debug"),
+    Mutant("5 unbounded work under the lock", BITMAP,
+           """	return balloon_page_list_alloc(pages, min(nr_pages,
+						  (size_t)BALLOON_BITMAP_CHUNK >> PAGE_SHIFT));""",
+           "	return balloon_page_list_alloc(pages, nr_pages);", "kunit"),
+    Mutant("6 pages are released twice", BITMAP,
+           "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {",
+           "	balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp);\n"
+           "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {", "kunit"),
+    Mutant("7 a range that ends on the edge of a segment", "mm/page_bitmap.c",
+           "	nr = min(nr, PAGE_BITMAP_SEG_PAGES - first);",
+           "	nr = min(nr, PAGE_BITMAP_SEG_PAGES - first - 1) ?: 1;", "kunit"),
+    Mutant("8 sleeping in the queue's callback", MISC,
+           "		queue_work(system_unbound_wq, &misc->work);",
+           "		balloon_misc_func(&misc->work);", "kunit", "guest-debug"),
+    Mutant("9 a message that cannot be sent is tried for ever", BITMAP,
+           """GFP_NOWAIT)) == -ENOSPC &&
+		       bb->inflight) {""",
+           "GFP_NOWAIT))) {", "kunit"),
+    Mutant("10 no end of waiting for a broken ring", BITMAP,
+           "		if (virtqueue_is_broken(vq))\n			return -EIO;", "", "kunit"),
+    Mutant("10 a message longer than the ring", BITMAP,
+           "		nr = min3(pages->nr_segs - done, virtqueue_get_vring_size(vq),\n"
+           "			  (unsigned int)BALLOON_BITMAP_MSG_SEGS);",
+           "		nr = min(pages->nr_segs - done, (unsigned int)BALLOON_BITMAP_MSG_SEGS);",
+           "queue_size_1"),
+    Mutant("11 a field of an answer in another message", BITMAP,
+           """	struct balloon_bmap_hdr *hdr = to;
+
+""",
+           """	struct balloon_bmap_hdr *hdr = to;
+	static u64 last;
+
+	last = req_id = req_id ?: last;
+""", "kunit"),
+    Mutant("12 the last pages of the range are lost", "mm/unused_pages.c",
+           "	end_pfn = min(end_pfn, READ_ONCE(max_pfn));",
+           "	end_pfn = round_down(min(end_pfn, READ_ONCE(max_pfn)), 8);", "kunit"),
+    Mutant("13 segments are never given back", "mm/page_bitmap.c",
+           "	while (pb->nr_bufs > keep)", "	while (0 && pb->nr_bufs > keep)", "kunit"),
+    Mutant("14 BUG() when a message cannot be sent", BITMAP,
+           "			if (!virtqueue_is_broken(vq))\n				dev_err_once",
+           "			BUG();\n			if (!virtqueue_is_broken(vq))\n				dev_err_once",
+           "kunit"),
+    Mutant("14 the queue's number is not looked at", MISC,
+           "	declined &= GENMASK_ULL(VIRTIO_BALLOON_F_MISC_VQ - 1, 0) & ~no_queue;",
+           "	declined &= no_queue & ~no_queue;", "misc_features"),
+    Mutant("15 removal does not end an answer", MISC,
+           "	cancel_work_sync(&misc->work);\n", "", "kunit", "guest-debug"),
+    Mutant("16 a native-endian bitmap", "mm/page_bitmap.c",
+           "words[word] |= cpu_to_le64(GENMASK_ULL(bit + n - 1, bit));",
+           "words[word] |= GENMASK_ULL(bit + n - 1, bit);", "static sparse"),
+    Mutant("17 a scatterlist on the stack", BITMAP,
+           "	struct page_bitmap *pages = &bb->pages;\n	unsigned int done = 0, i, nr;",
+           "	struct page_bitmap *pages = &bb->pages;\n	struct scatterlist sg[33];\n"
+           "	unsigned int done = 0, i, nr;\n\n	sg_init_table(sg, 33);\n"
+           "	barrier_data(sg);", "static warnings"),
+]
+
+
+def environment() -> Dict[str, str]:
+    """The copy builds in its own folder, from the same downloads."""
+    cache = WORK / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    for name in ("dl",):
+        link = cache / name
+        if not link.exists():
+            link.symlink_to(CACHE / name)
+    return {**os.environ, "BUILD": str(WORK / "build"), "CACHE": str(cache)}
+
+
+def prepare(env: Dict[str, str]) -> None:
+    """Bring the copy up to date, and build what the faults are put into."""
+    subprocess.run(["git", "-C", ROOT, "checkout-index", "-afq", f"--prefix={REPO}/"], check=True)
+    names = subprocess.run(["git", "-C", ROOT, "diff", "--name-only"], check=True,
+                           stdout=subprocess.PIPE, text=True).stdout.split()
+    for name in names:
+        shutil.copy(ROOT / name, REPO / name)
+    if not (REPO / ".git").exists():
+        subprocess.run(["git", "-C", REPO, "init", "-q"], check=True)
+    subprocess.run(["git", "-C", REPO, "add", "-A"], check=True)
+    subprocess.run(["scripts/build.sh", "tree"], cwd=REPO, env=env, check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def command(one: Mutant) -> List[str]:
+    """The test that must fail."""
+    kind, _, name = one.test.partition(" ")
+    if kind == "static":
+        return ["scripts/static.sh", name]
+    if kind == "qtest":
+        return ["scripts/qtest.sh", name]
+    return ["python3", f"{LAB}/check.py", "--kernel", one.kernel, one.test]
+
+
+def found(one: Mutant, env: Dict[str, str], log: Path) -> bool:
+    """Whether the test fails with the fault in place."""
+    path, = REPO.glob(one.path)
+    text = path.read_text("utf-8")
+    if text.count(one.old) != 1:
+        raise SystemExit(f"mutants: '{one.name}' is there {text.count(one.old)} times")
+    path.write_text(text.replace(one.old, one.new), "utf-8")
+    try:
+        with log.open("w", encoding="utf-8") as out:
+            build = [] if one.test.startswith("static") else \
+                ["qemu"] if one.test.startswith("qtest") else [one.kernel]
+            if build:
+                done = subprocess.run(["scripts/build.sh", *build], cwd=REPO, env=env,
+                                      stdout=out, stderr=out, check=False)
+                if done.returncode:
+                    raise SystemExit(f"mutants: '{one.name}' does not build, see {log}")
+            return subprocess.run(command(one), cwd=REPO, env=env, stdout=out, stderr=out,
+                                  check=False).returncode != 0
+    finally:
+        path.write_text(text, "utf-8")
+        for old in (WORK / "cache").glob("[gq]*-*"):
+            shutil.rmtree(old)
+
+
+def main() -> int:
+    """Go through the faults, print TAP."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("defect", nargs="*", help="numbers of defects, all by default")
+    args = parser.parse_args()
+    chosen = [one for one in MUTANTS if not args.defect or one.name.split()[0] in args.defect]
+    env = environment()
+    prepare(env)
+    counts = {True: 0, False: 0}
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore
+    print(f"TAP version 13\n1..{len(chosen)}")
+    for number, one in enumerate(chosen, 1):
+        begin, log = time.monotonic(), WORK / f"{number}.log"
+        hit = found(one, env, log)
+        counts[hit] += 1
+        print(f"{'ok' if hit else 'not ok'} {number} {one.name}: {one.test}"
+              + ("" if hit else f" # see {log}"))
+        print(f"# {time.monotonic() - begin:.0f} s")
+    print(f"{counts[True]} passed, {counts[False]} failed")
+    return 1 if counts[False] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
