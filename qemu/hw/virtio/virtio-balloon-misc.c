@@ -432,6 +432,9 @@ static bool balloon_misc_ready(BalloonMisc *m, Error **errp)
         error_setg(errp, "The VM is stopped");
     } else if (m->unusable || !m->usable) {
         error_setg(errp, "The driver has not offered a buffer");
+    } else if (m->outstanding || m->wanted) {
+        /* Nobody is to wait for a driver that does not end its answers */
+        error_setg(errp, "A request is outstanding");
     } else {
         return true;
     }
@@ -464,7 +467,7 @@ static bool balloon_misc_provider_request(UnusedPagesProvider *p, hwaddr start,
         .end = start + length,
     };
 
-    if (m->wanted || !balloon_misc_ready(m, NULL)) {
+    if (!balloon_misc_ready(m, NULL)) {
         return false;
     }
     balloon_misc_want(m, &req);
@@ -524,10 +527,6 @@ static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
     BalloonMiscRequest req = { .cmd = BALLOON_GET_UNUSED_PAGES };
 
     if (!value || !balloon_misc_ready(m, errp)) {
-        return;
-    }
-    if (m->outstanding || m->wanted) {
-        error_setg(errp, "A request is outstanding");
         return;
     }
     if (!balloon_misc_head_takes_request(m)) {

@@ -1192,10 +1192,20 @@ static void test_migrate_stale(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+static void wait_asking(Misc *m)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    while (!asking(m)) {
+        pause_until(deadline, 1000);
+    }
+}
+
 /* Everything else that makes the migration thread stop waiting */
 static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
+    gint64 start;
     uint64_t id;
     Misc m;
 
@@ -1214,31 +1224,49 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
     g_assert_true(asking(&m));
     forget(&m);
+    /* While that is awaited none asks: it may never come to its end. */
     set_bandwidth(m.qts, 2 * MiB, 1);
+    start = g_get_monotonic_time();
     migrate(m.qts, NOWHERE);
-    g_usleep(20000);
+    wait_status(m.qts, "active");
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
     add_mibs(&m, msg, CONT, AREA, 0xff00);
     transmit(&m, msg);
-    g_assert_cmpint(grown(&m, "stale-records"), ==, 1);
-    g_assert_cmpint(grown(&m, "requests"), ==, 0);
-    /* Cancelled before it was asked for: then it is not asked for. */
     qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
     wait_status(m.qts, "cancelled");
     add_mibs(&m, msg, DONE, AREA, 0xff0000);
     transmit(&m, msg);
     g_assert_cmpint(grown(&m, "stale-records"), ==, 2);
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    g_assert_false(asking(&m));
+    /* Cancelled before there is a buffer: then it is not asked for. */
+    migrate(m.qts, NOWHERE);
+    wait_asking(&m);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
     offer(&m);
     g_usleep(1000);
     g_assert_false(asking(&m));
-    /* What is asked for while another answer is awaited comes behind that. */
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    /* Nor does it ask while somebody else awaits an answer. */
     ask(&m);
     g_assert_cmpint(m.id, ==, id + 1);
     migrate(m.qts, NOWHERE);
-    g_usleep(20000);
+    wait_status(m.qts, "active");
     add_mibs(&m, msg, DONE, AREA, 0xff0000);
     transmit(&m, msg);
     g_assert_cmpint(grown(&m, "answers"), ==, 1);
     offer(&m);
+    g_usleep(20000);
+    g_assert_false(asking(&m));
+    g_assert_cmpint(grown(&m, "requests"), ==, 1);
+    g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
+    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
+    /* An error ends the waiting; what came before it counts. */
+    migrate(m.qts, NOWHERE);
     wait_request(&m);
     g_assert_cmpint(m.id, ==, id + 2);
     check_migration_request(&m);
