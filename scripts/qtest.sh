@@ -18,6 +18,15 @@ chmod +x "$QTEST_QEMU_BINARY"
 export QTEST_QEMU_BINARY
 n=0 bad=0
 
+# One test wants as many huge pages as its guest has memory, 256 MiB.
+huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
+if [ -w "$huge" ]; then
+	had=$(cat "$huge")
+	trap 'echo "$had" >"$huge"' EXIT
+	trap 'exit 1' INT TERM
+	echo $((had + 128)) >"$huge" || true
+fi
+
 # one PROGRAM TEST
 one() {
 	n=$((n + 1))
