@@ -11,7 +11,7 @@ lab := tools/testing/selftests/balloon/qemu
 lab-run = python3 $(lab)
 
 .PHONY: help demo check bench shell artifacts tree export series mails steps \
-	kunit kselftest qtest sparse coccicheck checkpatch htmldocs lint clean deps
+	kunit kselftest qtest fuzz sparse coccicheck checkpatch htmldocs lint clean deps
 
 help:
 	@echo 'See it'
@@ -23,6 +23,7 @@ help:
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
 	@echo '  kunit       the KUnit suites, in the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
+	@echo '  fuzz        the device against random drivers, with sanitizers; ARGS="RUNS SEED"        (~45 s)'
 	@echo '  sparse coccicheck checkpatch lint   the static checks of the kernel and of QEMU'
 	@echo '  htmldocs    the kernel documentation, ours with warnings as errors'
 	@echo 'Work on it'
@@ -61,6 +62,9 @@ kunit: deps
 
 qtest: deps
 	@scripts/qtest.sh
+
+fuzz: deps
+	@scripts/fuzz.sh $(ARGS)
 
 artifacts: deps
 	@scripts/artifacts.sh

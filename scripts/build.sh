@@ -11,6 +11,7 @@
 # guest-debian12	Debian 12's own kernel, 6.1
 # qemu		our QEMU
 # qemu-gcov	our QEMU, counting the same
+# qemu-fuzz	a fuzzer of our device, with sanitizers: qemu-fuzz-x86_64
 # qemu-debian	Debian's binary of the same QEMU
 # sources	only download
 # tree		only unpack the sources and apply the series
@@ -146,6 +147,7 @@ unpack() {
 key() {
 	local make=(make_"${1//-/_}") from=${2##*/} series=$3
 	[[ $1 != guest* ]] || make+=(configure kernel install_guest make_guest_debian)
+	[ "$1" != qemu-fuzz ] || make+=(configure_qemu_fuzz)
 	shift 3
 	cd "$top"
 	{
@@ -305,6 +307,38 @@ count_qemu() {
 
 make_qemu_gcov() { make_qemu "$1" "$BUILD/qemu-gcov-obj"; }
 
+configure_qemu_fuzz() {
+	printf 'CONFIG_%s=y\n' I440FX VIRTIO_PCI VIRTIO_BALLOON >devices.mak
+	../qemu/configure --target-list=x86_64-softmmu --without-default-features --enable-system \
+		--enable-kvm --disable-tcg --disable-docs --disable-werror --meson=/usr/bin/meson \
+		--cc=clang --cxx=clang++ --enable-fuzzing --enable-sanitizers --extra-cflags=-gline-tables-only \
+		--without-default-devices --with-devices-x86_64=../../../../qemu-fuzz-obj/devices \
+		--firmwarepath=/usr/share/seabios
+	/usr/bin/meson configure -Doptimization=1 -Ddebug=false
+}
+
+make_qemu_fuzz() {
+	"$top/scripts/deps.sh" clang libclang-rt-dev
+	tree qemu
+	local obj=$BUILD/qemu-fuzz-obj
+	mkdir -p "$obj"
+	cd "$obj"
+	if [ ! -e .configured ]; then
+		step "configuring the fuzzer" "$obj.configure.log" configure_qemu_fuzz
+		touch .configured
+	fi
+	# What is to be covered; configuring would write QEMU's own, of all devices.
+	ninja build.ninja >>"$obj.configure.log" 2>&1
+	printf '%s\n' 'src:*/hw/virtio/virtio-balloon*.c' 'src:*/hw/virtio/virtio.c' \
+		'src:*/migration/unused-pages.c' 'src:*/tests/qtest/fuzz/fuzz.c' \
+		'src:*/tests/qtest/fuzz/virtio_balloon_fuzz.c' 'fun:*balloon_*' 'fun:virtqueue_*' \
+		'fun:unused_pages_*' 'fun:run' 'fun:op_*' 'fun:append_*' 'fun:LLVMFuzzerTestOneInput' \
+		>instrumentation-filter
+	step "building the fuzzer" "$obj.log" ninja -j"$JOBS" qemu-fuzz-x86_64
+	cd "$top"
+	cp "$obj/qemu-fuzz-x86_64" "$1/"
+}
+
 make_qemu_debian() {
 	ln -s /usr/bin/qemu-system-x86_64 "$1/"
 	unpack qemu
@@ -327,7 +361,8 @@ main() {
 		guest-stock)	hash=$(key "$name" "$(fetch_linux)" none $c/guest.config) ;;
 		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
 		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel 12)" none) ;;
-		qemu | qemu-gcov)	hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
+		qemu | qemu-gcov | qemu-fuzz)
+			hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
 		qemu-debian)	hash=$(key "$name" "$(dpkg-query -W qemu-system-x86)" none) ;;
 		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;
 		tree)		tree linux; tree qemu; continue ;;

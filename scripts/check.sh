@@ -41,7 +41,7 @@ tap() {
 	skipped=$((skipped + skip))
 }
 
-for what in guest qemu guest-debug guest-debian guest-debian12 qemu-debian tree configured; do
+for what in guest qemu qemu-fuzz guest-debug guest-debian guest-debian12 qemu-debian tree configured; do
 	scripts/build.sh $what >/dev/null || { echo "not ok - build $what"; failed=$((failed + 1)); }
 done
 
@@ -51,6 +51,7 @@ done
 run series-linux scripts/series.py --build "$BUILD" check linux
 run series-qemu scripts/series.py --build "$BUILD" check qemu
 tap qtest scripts/qtest.sh
+tap fuzz scripts/fuzz.sh
 tap guests python3 $lab/check.py
 
 summary="$passed passed, $failed failed"
