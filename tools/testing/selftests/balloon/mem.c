@@ -48,7 +48,7 @@ static void die(const char *fmt, ...)
 	exit(1);
 }
 
-static size_t parse_size(const char *s)
+static uint64_t parse_size(const char *s)
 {
 	unsigned long long n;
 	char *end;
@@ -141,7 +141,7 @@ static void give_back(char *p, size_t size)
 		die("madvise(MADV_DONTNEED): %s", strerror(errno));
 }
 
-static void fragment(size_t size, unsigned long keep, size_t block, unsigned long stride)
+static void fragment(size_t size, unsigned long keep, size_t block, uint64_t stride)
 {
 	char *p = map_base_pages(size + block);
 	size_t before = resident_pages(), group = keep * block;
@@ -164,7 +164,7 @@ static void fragment(size_t size, unsigned long keep, size_t block, unsigned lon
 }
 
 /* /proc/kpageflags: what the kernel says of each page frame. */
-static void unused(size_t size)
+static void unused(uint64_t size)
 {
 	const uint64_t free = 1ULL << 10 | 1ULL << 23;	/* KPF_BUDDY, KPF_OFFLINE */
 	size_t first = 0, pfn, end = size / page_size;
@@ -212,7 +212,7 @@ static void thp(size_t size)
 			kib += n;
 	}
 	fclose(f);
-	printf("%lu of %zu huge pages\n", kib / (HUGE_SIZE >> 10),
+	printf("%lu of %lu huge pages\n", kib / (HUGE_SIZE >> 10),
 	       size / HUGE_SIZE);
 }
 
@@ -238,8 +238,8 @@ static uint64_t mix(uint64_t x)
 
 static void write_stamp(struct stamped *s, size_t page)
 {
-	uint64_t *w = (uint64_t *)(s->base + page * page_size);
-	uint64_t sum = mix(page << 32 | s->gen[page]);
+	unsigned long long *w = (unsigned long long *)(s->base + page * page_size);
+	uint64_t sum = mix((uint64_t)page << 32 | s->gen[page]);
 	size_t i;
 
 	w[0] = page;
@@ -252,8 +252,8 @@ static void write_stamp(struct stamped *s, size_t page)
 
 static void verify_stamp(struct stamped *s, size_t page)
 {
-	uint64_t *w = (uint64_t *)(s->base + page * page_size);
-	uint64_t sum = mix(page << 32 | s->gen[page]);
+	unsigned long long *w = (unsigned long long *)(s->base + page * page_size);
+	uint64_t sum = mix((uint64_t)page << 32 | s->gen[page]);
 	size_t i = 0;
 
 	if (!s->gen[page]) {
@@ -267,7 +267,7 @@ static void verify_stamp(struct stamped *s, size_t page)
 		}
 	}
 	if (i < page_size / sizeof(*w))
-		die("page %zu, word %zu: not generation %u, but page %lu generation %lu, %#lx",
+		die("page %zu, word %zu: not generation %u, but page %llu generation %llu, %#llx",
 		    page, i, s->gen[page], w[0], w[1], w[i]);
 }
 
@@ -318,7 +318,7 @@ static void stamp(size_t size, unsigned long seconds, bool churn)
 int main(int argc, char **argv)
 {
 	const char *verb = argc > 2 ? argv[1] : "";
-	size_t size;
+	uint64_t size;
 	char *p;
 
 	page_size = sysconf(_SC_PAGESIZE);
