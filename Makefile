@@ -10,7 +10,7 @@ export PATH := /usr/bin:$(PATH)
 lab := tools/testing/selftests/balloon/qemu
 lab-run = python3 $(lab)
 
-.PHONY: help demo check bench shell artifacts tree export series mails steps \
+.PHONY: help demo check check-arch bench shell artifacts tree export series mails steps \
 	kunit kselftest qtest fuzz sparse coccicheck checkpatch htmldocs lint clean deps
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (~70 min; ARGS=--quick)'
 	@echo 'Test it'
 	@echo '  check       every test                                                           (warm ~15 min)'
+	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~35 min, warm 18 min)'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
 	@echo '  kunit       the KUnit suites, in the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
@@ -53,6 +54,9 @@ shell: deps
 
 check: deps
 	@scripts/check.sh
+
+check-arch: deps
+	@scripts/deps.sh arch && scripts/check.sh arch
 
 kselftest: deps
 	@$(lab-run)/check.py $(ARGS)

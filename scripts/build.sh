@@ -9,16 +9,20 @@
 # guest-stock	the same configuration, unpatched
 # guest-debian	Debian's binary of the same kernel
 # guest-debian12	Debian 12's own kernel, 6.1
+# guest-s390x guest-arm64 guest-i386	our kernel for another architecture
+# kunit-uml	our kernel as a program, with nothing but the KUnit suites
 # qemu		our QEMU
 # qemu-gcov	our QEMU, counting the same
 # qemu-fuzz	a fuzzer of our device, with sanitizers: qemu-fuzz-x86_64
+# qemu-arch	our QEMU for s390x and arm64
 # qemu-debian	Debian's binary of the same QEMU
 # sources	only download
 # tree		only unpack the sources and apply the series
 # configured	and configure our kernel
 #
 # A guest directory holds bzImage, its modules, and modules.order with their
-# names in load order; in early.order those that the lab's channel needs. A QEMU directory holds qemu-system-x86_64, python/ with
+# names in load order, in early.order those that the lab's channel needs; and busybox
+# if it is not for this machine. A QEMU directory holds qemu-system-x86_64, python/ with
 # QEMU's own classes, and for ours qos-test. Downloads and finished builds live
 # in $CACHE, the latter under a hash of all that they were built from.
 set -euo pipefail
@@ -109,6 +113,23 @@ fetch_qemu() {
 	echo "$dsc"
 }
 
+# The busybox of another architecture of Debian, by private lists of packages.
+fetch_busybox() {
+	local file apt=$dl/apt-$1
+	file=$(find "$dl" -name "busybox-static_*_$1.deb" | head -n 1)
+	if [ -z "$file" ]; then
+		mkdir -p "$apt/lists/partial" "$apt/cache"
+		: >"$apt/status"
+		local opts=(-qq -o APT::Architecture="$1" -o APT::Architectures::="$1" -o Dir::Cache="$apt/cache"
+			-o Dir::State::lists="$apt/lists" -o Dir::State::status="$apt/status")
+		apt-get "${opts[@]}" update >/dev/null
+		(cd "$dl" && apt-get "${opts[@]}" download "busybox-static:$1" >/dev/null)
+		file=$(find "$dl" -name "busybox-static_*_$1.deb" | head -n 1)
+	fi
+	[ -n "$file" ] || { say "cannot download busybox-static:$1"; exit 1; }
+	echo "$file"
+}
+
 # A git repository of the pristine source in $BUILD/$1.
 unpack() {
 	local what=$1 tree=$BUILD/$1 from
@@ -146,7 +167,7 @@ unpack() {
 # A hash of what a build is made of: key NAME SOURCE SERIES CONFIG...
 key() {
 	local make=(make_"${1//-/_}") from=${2##*/} series=$3
-	[[ $1 != guest* ]] || make+=(configure kernel install_guest make_guest_debian)
+	[[ $1 != guest* ]] || make+=(configure kernel install_guest make_guest_arch make_guest_debian)
 	[ "$1" != qemu-fuzz ] || make+=(configure_qemu_fuzz)
 	shift 3
 	cd "$top"
@@ -194,13 +215,14 @@ configure() {
 kernel() {
 	configure "$@"
 	step "building $(basename "$2")" "$2.log" \
-		make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= "${kflags[@]}" bzImage modules
+		make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= "${kflags[@]}" "${IMAGE:-bzImage}" modules
 }
 kflags=()
 
 # What a guest takes along: install_guest OBJECTS DIR
 install_guest() {
-	cp "$1/arch/x86/boot/bzImage" "$1/.config" "$2/"
+	cp "$1/.config" "$2/"
+	cp "$1/arch/${ARCH:-x86}/boot/${IMAGE:-bzImage}" "$2/bzImage"
 	local m
 	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
 		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
@@ -246,6 +268,37 @@ make_guest_gcov() {
 	tree linux
 	kernel "$BUILD/linux" "$BUILD/linux-gcov-obj" "$top/$lab/guest.config" "$top/$lab/gcov.config"
 	install_guest "$BUILD/linux-gcov-obj" "$1"
+}
+
+# make_guest_arch NAME ARCH COMPILER IMAGE DIR: NAME is Debian's, and that of a fragment
+make_guest_arch() {
+	local obj=$BUILD/linux-$1-obj in=$BUILD/linux-$1.config deb=$5/deb
+	tree linux
+	# What the fragment says of an option replaces what guest.config says.
+	awk 'match($0, /CONFIG_[A-Z0-9_]+/) { last[substr($0, RSTART, RLENGTH)] = $0 }
+	     END { for (o in last) print last[o] }' "$top/$lab/guest.config" "$top/$lab/$1.config" |
+		sort >"$in"
+	local -x ARCH=$2 CROSS_COMPILE=$3
+	local IMAGE=$4
+	kernel "$BUILD/linux" "$obj" "$in"
+	install_guest "$obj" "$5"
+	dpkg-deb -x "$(fetch_busybox "$1")" "$deb"
+	cp "$deb/bin/busybox" "$5/"
+	rm -r "$deb"
+}
+
+make_guest_s390x() { make_guest_arch s390x s390 s390x-linux-gnu- bzImage "$1"; }
+make_guest_arm64() { make_guest_arch arm64 arm64 aarch64-linux-gnu- Image "$1"; }
+make_guest_i386() { make_guest_arch i386 i386 i686-linux-gnu- bzImage "$1"; }
+
+make_kunit_uml() {
+	local obj=$BUILD/linux-uml-obj
+	tree linux
+	local -x ARCH=um
+	configure "$BUILD/linux" "$obj" "$top/$lab/uml.config"
+	step "building $(basename "$obj")" "$obj.log" \
+		make -C "$BUILD/linux" O="$obj" -j"$JOBS" LOCALVERSION= linux
+	cp "$obj/linux" "$obj/.config" "$1/"
 }
 
 make_guest_stock() {
@@ -339,6 +392,20 @@ make_qemu_fuzz() {
 	cp "$obj/qemu-fuzz-x86_64" "$1/"
 }
 
+make_qemu_arch() {
+	tree qemu
+	local obj=$BUILD/qemu-arch-obj
+	mkdir -p "$obj"
+	cd "$obj"
+	[ -e build.ninja ] || step "configuring QEMU" "$obj.configure.log" ../qemu/configure \
+		--target-list=s390x-softmmu,aarch64-softmmu --without-default-features --enable-system \
+		--enable-tcg --disable-docs --disable-werror --meson=/usr/bin/meson
+	step "building QEMU" "$obj.log" ninja -j"$JOBS" qemu-system-s390x qemu-system-aarch64
+	cd "$top"
+	cp "$obj/qemu-system-s390x" "$obj/qemu-system-aarch64" "$1/"
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
 make_qemu_debian() {
 	ln -s /usr/bin/qemu-system-x86_64 "$1/"
 	unpack qemu
@@ -359,9 +426,12 @@ main() {
 		guest-gcov | guest-kcsan)
 			hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config "$c/${name#*-}.config") ;;
 		guest-stock)	hash=$(key "$name" "$(fetch_linux)" none $c/guest.config) ;;
+		guest-s390x | guest-arm64 | guest-i386)
+			hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config "$c/${name#*-}.config") ;;
+		kunit-uml)	hash=$(key "$name" "$(fetch_linux)" linux $c/uml.config) ;;
 		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
 		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel 12)" none) ;;
-		qemu | qemu-gcov | qemu-fuzz)
+		qemu | qemu-gcov | qemu-fuzz | qemu-arch)
 			hash=$(key "$name" "$(fetch_qemu "$(base qemu)")" qemu) ;;
 		qemu-debian)	hash=$(key "$name" "$(dpkg-query -W qemu-system-x86)" none) ;;
 		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu "$(base qemu)"; continue ;;

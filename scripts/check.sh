@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Every test, one after the other; a summary at the end. A test that fails names its log.
+# check.sh arch: those of other architectures instead.
 set -uo pipefail
 
 cd "$(dirname "$0")/.." || exit 1
@@ -41,10 +42,37 @@ tap() {
 	skipped=$((skipped + skip))
 }
 
-for what in guest qemu qemu-fuzz guest-debug guest-debian guest-debian12 qemu-debian tree configured; do
-	scripts/build.sh $what >/dev/null || { echo "not ok - build $what"; failed=$((failed + 1)); }
-done
+build() {
+	local what
+	for what in "$@"; do
+		scripts/build.sh "$what" >/dev/null ||
+			{ echo "not ok - build $what"; failed=$((failed + 1)); }
+	done
+}
 
+summary() {
+	echo "$passed passed, $failed failed$([ $skipped -eq 0 ] || echo ", $skipped skipped")"
+	[ $failed -eq 0 ]
+	exit
+}
+
+# A kernel that is a program; its log is its standard error.
+# shellcheck disable=SC2317 # by tap
+uml() {
+	"$(scripts/build.sh kunit-uml)/linux" mem=256M stderr=1 kunit_shutdown=halt 2>&1 |
+		grep -aE '^ *(KTAP|ok|not ok|#|[0-9]+\.\.)'
+}
+
+if [ "${1:-}" = arch ]; then
+	build kunit-uml qemu qemu-arch guest-s390x guest-arm64 guest-i386
+	tap kunit-uml uml
+	for arch in s390x arm64 i386; do
+		tap guests-$arch python3 $lab/check.py --kernel guest-$arch
+	done
+	summary
+fi
+
+build guest qemu qemu-fuzz guest-debug guest-debian guest-debian12 qemu-debian tree configured
 for check in lint checkpatch warnings sparse coccicheck htmldocs; do
 	run $check scripts/static.sh $check
 done
@@ -53,8 +81,4 @@ run series-qemu scripts/series.py --build "$BUILD" check qemu
 tap qtest scripts/qtest.sh
 tap fuzz scripts/fuzz.sh
 tap guests python3 $lab/check.py
-
-summary="$passed passed, $failed failed"
-[ $skipped -eq 0 ] || summary="$summary, $skipped skipped"
-echo "$summary"
-[ $failed -eq 0 ]
+summary

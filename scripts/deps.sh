@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# Install the Debian packages that are missing, or say which.
+# deps.sh [arch | PACKAGE...]: install the Debian packages that are missing, or say which.
 set -eu
 
 need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-utils zstd
@@ -8,7 +8,14 @@ rsync perl python3 dpkg-dev patch
 meson ninja-build pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev
 qemu-system-x86 seabios busybox-static
 sparse coccinelle shellcheck codespell gnuplot-nox python3-sphinx python3-ply python3-git"
-[ $# -eq 0 ] || need=$*
+# What the guests of other architectures want as well.
+arch="gcc-s390x-linux-gnu gcc-aarch64-linux-gnu gcc-i686-linux-gnu
+libc6-dev-s390x-cross libc6-dev-arm64-cross libc6-dev-i386-cross qemu-system-data"
+case ${1:-} in
+"") ;;
+arch) need=$arch ;;
+*) need=$* ;;
+esac
 
 missing=
 for p in $need; do

@@ -15,13 +15,17 @@ from typing import Any, Dict
 
 import lab
 from harness import (BITMAP_BIT, FAST, PACKED_BIT, VERSION_1_BIT, Failure, Run, configured,
-                     equal, features, near, needs, refuses, require, test, variants)
+                     equal, features, near, needs, needs_pending_interrupts, refuses, require,
+                     test, variants)
 from lab import BUILD, GIB, MIB, PAGE, CommandError, Guest, LabError, Skip, artifact
 
 
 def counters(guest: Guest, before: Dict[str, int], bitmap: bool, pages: int,
              migrated: int = 0) -> None:
-    """Judge the device's counters after so many pages went in and came out."""
+    """Judge the device's counters after so many pages of 4 KiB went in and came out.
+
+    Of migrated pages the number is the guest's.
+    """
     rose = {key: value - before[key] for key, value in guest.stats().items()}
     if not rose:
         return
@@ -30,6 +34,7 @@ def counters(guest: Guest, before: Dict[str, int], bitmap: bool, pages: int,
     require(rose["messages"] > 0, "no message was counted")
     if bitmap:
         require(rose["records"] > 0, "no record came")
+        migrated *= guest.arch.page // PAGE
         equal("pages inflated", rose["inflated-pages"], pages + migrated)
         equal("pages deflated", rose["deflated-pages"], pages + migrated)
     else:
@@ -63,8 +68,10 @@ def lab_sees_faults(run: Run) -> None:
         guest.sh("""
             pid=$(pidof balloon_mem)
             at=$(awk '{ split($1, a, "-"); from = "0x" a[1]; to = "0x" a[2] }
-                      $2 == "rw-p" && to - from >= 16777216 { print from; exit }' /proc/$pid/maps)
-            printf '\\001' | dd of=/proc/$pid/mem bs=1 seek=$((at + 4096 * 77 + 1000)) conv=notrunc""")
+                      $2 == "rw-p" && to - from >= 16777216 { print to - 16777216; exit }
+                    ' /proc/$pid/maps)
+            printf '\\001' | dd of=/proc/$pid/mem bs=1 seek=$((at + %d)) conv=notrunc"""
+                 % (guest.arch.page * 77 + 1000))
         try:
             job.finish()
             raise Failure("a wrong page was not found")
@@ -117,15 +124,24 @@ def sizes(run: Run) -> None:
 def odd_sizes(run: Run) -> None:
     """sizes around every boundary are reached exactly, one page up or down too"""
     with run.guest() as guest:
-        before, pages, last = guest.stats(), 0, 0
+        before, pages, last, page = guest.stats(), 0, 0, guest.arch.page
         total = guest.meminfo()["MemTotal"]
-        steps = [edge + more for edge in (1, 64, 256, 512, 1024, 32768, 130048)
-                 for more in (-1, 0, 1)]
+        steps = [edge + more for edge in (1, 64, 256, 512, 1024, 8128, 32768, 130048)
+                 for more in (-1, 0, 1) if edge * page <= 508 * MIB]
         for size in steps + [1, 0, 7, 6, 5, 8, 0]:
-            guest.balloon(guest.memory - size * PAGE)
-            equal("MemTotal", guest.meminfo()["MemTotal"], total - size * PAGE)
-            pages += max(size - last, 0)
+            guest.balloon(guest.memory - size * page)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total - size * page)
+            pages += max(size - last, 0) * page // PAGE
             last = size
+        if page > PAGE:
+            # What is no whole page of the guest's is rounded, and then it is quiet.
+            move = guest.balloon(guest.memory - page - PAGE, settle=1)
+            equal("actual", move.actual, guest.memory - 2 * page)
+            pages += 2 * page // PAGE
+            kicks = guest.stats()["kicks"]
+            time.sleep(0.5)
+            equal("kicks", guest.stats()["kicks"], kicks)
+            guest.balloon(guest.memory)
         counters(guest, before, run.bitmap, pages)
 
 
@@ -179,7 +195,7 @@ def feature_declined(run: Run) -> None:
 @test
 def legacy(run: Run) -> None:
     """a device without VERSION_1 gets PFN arrays"""
-    with run.guest(balloon={"disable-modern": "on", "disable-legacy": "off"}) as guest:
+    with run.guest(balloon={**lab.arch(run.kernel).legacy}) as guest:
         equal("VERSION_1 negotiated", features(guest)[VERSION_1_BIT], "0")
         exercise(guest, 512 * MIB, False)
 
@@ -363,14 +379,14 @@ def reset(run: Run) -> None:
 def windows(run: Run) -> None:
     """8 GiB: several windows, memory on both sides of the hole below 4 GiB"""
     with run.guest(memory=8 * GIB, reserve=False) as guest:
-        exercise(guest, 768 * MIB, run.bitmap, stamped=256 * MIB)
+        exercise(guest, GIB, run.bitmap, stamped=256 * MIB)
 
 
 @test
 def large(run: Run) -> None:
     """32 GiB, more than the host may have"""
     with run.guest(memory=32 * GIB, reserve=False) as guest:
-        exercise(guest, 1536 * MIB, run.bitmap)
+        exercise(guest, 2 * GIB, run.bitmap)
 
 
 @test
@@ -500,6 +516,7 @@ def migration(run: Run) -> None:
 @test
 def migration_while_moving(run: Run) -> None:
     """live migration while the balloon inflates and deflates all the time"""
+    needs_pending_interrupts()
     with run.guest() as source, run.guest(incoming=True) as target:
         total = source.meminfo()["MemTotal"]
         stamp = source.start("balloon_mem stamp 64M").wait_ready()
@@ -548,7 +565,7 @@ def init_on_alloc(run: Run) -> None:
 @test
 def kunit(run: Run) -> None:
     """the KUnit suites that the guest has as modules"""
-    suites = sorted(path.name for path in artifact("guest").glob("*_kunit.ko"))
+    suites = sorted(path.name for path in artifact(run.kernel).glob("*_kunit.ko"))
     if not suites:
         raise Skip("the guest has no KUnit modules")
     with run.guest() as guest:
@@ -571,8 +588,8 @@ def kselftest(run: Run) -> None:
         raise Skip("the kernel's source is not unpacked: make tree")
     out = run.logs / "kselftest"
     out.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["make", "-s", "-C", tree, f"OUTPUT={out}", "all"], check=True,
-                   stdout=sys.stderr)
+    subprocess.run(["make", "-s", "-C", tree, f"OUTPUT={out}",
+                    f"CC={lab.arch(run.kernel).compiler}", "all"], check=True, stdout=sys.stderr)
     program = base64.b64encode((out / "balloon_test").read_bytes()).decode()
     with run.guest() as guest:
         for at in range(0, len(program), 60000):

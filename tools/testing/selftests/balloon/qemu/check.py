@@ -47,6 +47,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="names and descriptions only")
     parser.add_argument("--pfn", action="store_true",
                         help="the same tests with page-bitmap=off")
+    parser.add_argument("--kernel", default="guest", choices=["guest", *lab.ARCHS],
+                        help="the same tests with the guest of another architecture")
     parser.add_argument("pattern", nargs="*", help="which tests, all by default")
     args = parser.parse_args()
     tests = list(chosen(args.pattern))
@@ -57,11 +59,11 @@ def main() -> int:
     if not tests:
         parser.error("no test has such a name")
 
-    Run.bitmap = not args.pfn
+    Run.bitmap, Run.kernel = not args.pfn, args.kernel
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     signal.signal(signal.SIGALRM, overdue)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore
-    print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator()}")
+    print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator(args.kernel)}")
     for number, one in enumerate(tests, 1):
         run = Run(one.name)
         shutil.rmtree(run.logs, ignore_errors=True)

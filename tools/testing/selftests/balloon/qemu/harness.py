@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from lab import BUILD, GIB, Guest, LabError, Skip, artifact, has_property
+from lab import BUILD, GIB, X86, Guest, LabError, Skip, arch, artifact, has_property, program
 
 BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 22, 23, 32, 34
 # Memory that changes as fast as a guest can change it must still converge.
@@ -39,6 +39,7 @@ class Run:
     """One test's guests and their logs."""
 
     bitmap = True
+    kernel = "guest"    # what the tests call by this name
 
     def __init__(self, name: str):
         self.logs = BUILD / "check" / name
@@ -49,21 +50,33 @@ class Run:
         """A guest with 1 GiB whose balloon takes bitmaps, unless told otherwise."""
         self.booted += 1
         qemu = more.get("qemu", "qemu")
+        kernel = more["kernel"] = called(more.get("kernel", "guest"))
+        if not program(kernel, qemu).exists():
+            raise Skip(f"{qemu} has no {arch(kernel).program}")
+        if "machine" in more and arch(kernel).program != X86.program:
+            raise Skip(f"{kernel} does not run on {more['machine']}")
         props = dict(balloon or {})
         bitmap = self.bitmap if bitmap is None else bitmap
-        if bitmap or has_property(qemu, "page-bitmap"):
+        if bitmap or has_property(qemu, "page-bitmap", kernel):
             props.setdefault("page-bitmap", "on" if bitmap else "off")
         try:
             return Guest(f"guest{self.booted}", memory=memory, balloon=props,
                          logs=self.logs, **more)
         except LabError as error:
             # A kernel that is not ours, seen to die at boot once in some 50 times under TCG.
-            if more.get("kernel") != "guest-debian":
+            if kernel != "guest-debian":
                 raise
             print(f"# once more: {error}")
             self.booted += 1
             return Guest(f"guest{self.booted}", memory=memory, balloon=props,
                          logs=self.logs, **more)
+
+
+def called(kernel: str) -> str:
+    """What a test calls by this name; skip if that is of another architecture."""
+    if kernel == "guest" or Run.kernel == "guest":
+        return Run.kernel if kernel == "guest" else kernel
+    raise Skip(f"{kernel} is of another architecture")
 
 
 Function = Callable[[Run], None]
@@ -106,9 +119,21 @@ def configured(kernel: str, option: str) -> bool:
 
 def needs(kernel: str, *options: str) -> None:
     """Skip unless the guest's kernel was built with all of the options."""
+    kernel = called(kernel)
     for option in options:
         if not configured(kernel, option):
             raise Skip(f"{kernel} has no CONFIG_{option}")
+
+
+def free_page_hints() -> bool:
+    """Whether QEMU's thread for hints can interrupt the guest without the global lock."""
+    return arch(Run.kernel).program == X86.program
+
+
+def needs_pending_interrupts() -> None:
+    """Skip where QEMU loses interrupts that are pending when a guest migrates."""
+    if arch(Run.kernel).bus == "ccw":
+        raise Skip("QEMU does not migrate pending interrupts of s390x under TCG")
 
 
 def features(guest: Guest) -> str:

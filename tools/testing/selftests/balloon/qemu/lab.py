@@ -50,6 +50,36 @@ SPLAT = re.compile(
     r"|virtio_balloon.*(?:error|fail)")
 
 
+class Arch(NamedTuple):
+    """What guests of an architecture run on."""
+
+    qemu: str           # the build of ours that has it
+    program: str
+    machine: str
+    cpu: str
+    console: str
+    bus: str            # how the names of virtio devices end
+    legacy: Mapping[str, Any]   # what makes a device legacy
+    compiler: str
+    page: int
+
+
+PCI_LEGACY = {"disable-modern": "on", "disable-legacy": "off"}
+X86 = Arch("qemu", "qemu-system-x86_64", "q35", "max", "ttyS0", "pci", PCI_LEGACY, "cc", PAGE)
+ARCHS = {
+    "guest-i386": X86._replace(compiler="i686-linux-gnu-gcc"),
+    "guest-arm64": Arch("qemu-arch", "qemu-system-aarch64", "virt,gic-version=3", "neoverse-n1",
+                        "ttyAMA0", "pci", PCI_LEGACY, "aarch64-linux-gnu-gcc", 64 * KIB),
+    "guest-s390x": Arch("qemu-arch", "qemu-system-s390x", "s390-ccw-virtio", "max", "ttysclp0",
+                        "ccw", {"max_revision": 0}, "s390x-linux-gnu-gcc", PAGE),
+}
+
+
+def arch(kernel: str) -> Arch:
+    """The architecture of a kernel."""
+    return ARCHS.get(kernel, X86)
+
+
 class LabError(Exception):
     """The guest or its QEMU did not do what it was asked."""
 
@@ -111,29 +141,36 @@ def artifact(name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=None)
-def accelerator() -> str:
+def accelerator(kernel: str = "guest") -> str:
     """KVM where it can be used, TCG elsewhere.
 
     A /dev/kvm on a CPU without VMX or SVM runs paravirtual kernels only.
     """
+    if arch(kernel).program != X86.program:
+        return "tcg"
     flags = Path("/proc/cpuinfo").read_text("utf-8")
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK) and re.search(r"\b(vmx|svm)\b", flags)
     return "kvm" if usable else "tcg"
 
 
+def program(kernel: str, qemu: str) -> Path:
+    """The QEMU that runs a kernel."""
+    return artifact(arch(kernel).qemu if qemu == "qemu" else qemu) / arch(kernel).program
+
+
 @functools.lru_cache(maxsize=None)
-def has_property(qemu: str, prop: str) -> bool:
-    """Whether this QEMU's balloon device has a property."""
-    out = subprocess.run([artifact(qemu) / "qemu-system-x86_64", "-device",
-                          "virtio-balloon-pci,help"], text=True, check=True,
+def has_property(qemu: str, prop: str, kernel: str = "guest") -> bool:
+    """Whether the balloon device of this kernel's QEMU has a property."""
+    out = subprocess.run([program(kernel, qemu), "-device",
+                          f"virtio-balloon-{arch(kernel).bus},help"], text=True, check=True,
                          stdout=subprocess.PIPE, timeout=30).stdout
     return re.search(rf"^\s*{re.escape(prop)}=", out, re.M) is not None
 
 
 @functools.lru_cache(maxsize=None)
-def _tools() -> Path:
-    out = BUILD / "tools"
-    subprocess.run(["make", "-s", "-C", HERE.parent, f"OUTPUT={out}"],
+def _tools(compiler: str) -> Path:
+    out = BUILD / f"tools-{compiler}"
+    subprocess.run(["make", "-s", "-C", HERE.parent, f"OUTPUT={out}", f"CC={compiler}"],
                    check=True, stdout=sys.stderr)
     return out
 
@@ -161,23 +198,24 @@ def _cpio(entries: Mapping[str, tuple[int, bytes]]) -> bytes:
 @functools.lru_cache(maxsize=None)
 def initramfs(kernel: str) -> Path:
     """The archive that a kernel boots with; its modules are in /lib/modules."""
-    found = shutil.which("busybox")
+    modules, tools = artifact(kernel), _tools(arch(kernel).compiler)
+    own = modules / "busybox"
+    found = str(own) if own.exists() else shutil.which("busybox")
     if not found:
         raise LabError("no busybox; Debian has it in busybox-static")
     busybox = Path(found).read_bytes()
     if b"/ld-linux" in busybox[:PAGE]:
         raise LabError(f"{found} is not static; Debian has busybox-static")
 
-    folder, program = (stat.S_IFDIR | 0o755, b""), stat.S_IFREG | 0o755
-    modules = artifact(kernel)
+    folder, executable = (stat.S_IFDIR | 0o755, b""), stat.S_IFREG | 0o755
     entries = {name: folder for name in ("bin", "dev", "lib", "lib/modules")}
     entries["dev/console"] = (stat.S_IFCHR | 0o600, b"")
-    entries["init"] = (program, (_tools() / "balloon_init").read_bytes())
-    entries["bin/balloon_mem"] = (program, (_tools() / "balloon_mem").read_bytes())
-    entries["bin/busybox"] = (program, busybox)
-    entries["bin/load_modules"] = (program, LOAD_MODULES)
+    entries["init"] = (executable, (tools / "balloon_init").read_bytes())
+    entries["bin/balloon_mem"] = (executable, (tools / "balloon_mem").read_bytes())
+    entries["bin/busybox"] = (executable, busybox)
+    entries["bin/load_modules"] = (executable, LOAD_MODULES)
     for module in sorted(modules.glob("*.ko")):
-        entries[f"lib/modules/{module.name}"] = (program, module.read_bytes())
+        entries[f"lib/modules/{module.name}"] = (executable, module.read_bytes())
     for order in modules.glob("*.order"):
         entries[f"lib/modules/{order.name}"] = (stat.S_IFREG | 0o644, order.read_bytes())
 
@@ -190,25 +228,28 @@ def initramfs(kernel: str) -> Path:
 
 
 def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = "",
-              prealloc: bool = False, reserve: bool = True, machine: str = "q35",
+              prealloc: bool = False, reserve: bool = True, machine: str = "",
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
               hotplug: bool = False, incoming: bool = False,
               objects: Sequence[str] = ()) -> List[str]:
     """QEMU's arguments for a guest, without console and agent."""
     # pylint: disable=too-many-arguments
-    bus = virtio_bus(machine)
-    if machine == "microvm" and accelerator() == "tcg":
+    bus, accel = virtio_bus(kernel, machine), accelerator(kernel)
+    if machine == "microvm" and accel == "tcg":
         # It has no timer to calibrate the TSC with that TCG keeps in step.
         append += " tsc_early_khz=2000000"
-    accel = "kvm" if accelerator() == "kvm" else "tcg,thread=multi"
-    args = ["-nodefaults", "-no-user-config", "-no-reboot", "-accel", accel,
-            "-cpu", "max", "-smp", "2", "-m", f"{memory // MIB}M",
+    args = ["-nodefaults", "-no-user-config", "-no-reboot",
+            "-accel", "tcg,thread=multi" if accel == "tcg" else accel,
+            "-cpu", arch(kernel).cpu, "-smp", "2", "-m", f"{memory // MIB}M",
             "-kernel", str(artifact(kernel) / "bzImage"),
             "-initrd", str(initramfs(kernel)),
-            "-append", "console=ttyS0 loglevel=5 oops=panic panic=-1 " + append]
+            "-append", f"console={arch(kernel).console} loglevel=5 oops=panic panic=-1 {append}"]
     for firmware in FIRMWARE:
         if os.path.isdir(firmware):
             args += ["-L", firmware]
+    machine = machine or arch(kernel).machine
+    if machine == "microvm":
+        args += ["-global", "virtio-mmio.force-legacy=off"]
     if backend or prealloc or not reserve:
         kind = {"": "ram", "hugetlb": "memfd"}.get(backend, backend)
         ram = [f"memory-backend-{kind}", "id=ram0", f"size={memory}",
@@ -220,7 +261,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
             ram += ["hugetlb=on", "hugetlbsize=2M"]
         args += ["-object", ",".join(ram)]
         machine += ",memory-backend=ram0"
-    args += ["-machine", machine, "-global", "virtio-mmio.force-legacy=off"]
+    args += ["-machine", machine]
     device = [f"virtio-balloon-{bus}", "id=balloon0"]
     if hotplug:
         args += ["-device", "pcie-root-port,id=slot0,chassis=1"]
@@ -238,9 +279,9 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
     return args + shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))
 
 
-def virtio_bus(machine: str) -> str:
+def virtio_bus(kernel: str, machine: str) -> str:
     """How the names of a machine's virtio devices end."""
-    return "device" if machine == "microvm" else "pci"
+    return "device" if machine == "microvm" else arch(kernel).bus
 
 
 class Job:
@@ -288,9 +329,10 @@ class Guest:
     """One virtual machine, running from construction to close()."""
 
     def __init__(self, name: str, *, kernel: str = "guest", qemu: str = "qemu",
-                 memory: int = 2 * GIB, machine: str = "q35", incoming: bool = False,
+                 memory: int = 2 * GIB, machine: str = "", incoming: bool = False,
                  logs: Path = BUILD, **more: Any):
         self.name, self.qemu, self.memory = name, qemu, memory
+        self.arch, self.program = arch(kernel), program(kernel, qemu)
         self.boot_seconds = 0.0
         self._agent: Optional[socket.socket] = None
         self._buffer = b""
@@ -305,7 +347,7 @@ class Guest:
                  "-chardev", f"file,id=console,path={self.console}",
                  "-serial", "chardev:console",
                  "-chardev", f"socket,id=lab,path={self._dir}/lab,server=on,wait=off",
-                 "-device", f"virtio-serial-{virtio_bus(machine)}",
+                 "-device", f"virtio-serial-{virtio_bus(kernel, machine)}",
                  "-device", f"virtserialport,chardev=lab,name={PORT}"]
         try:
             self._launch(args, logs)
@@ -316,15 +358,14 @@ class Guest:
             raise
 
     def _launch(self, args: Sequence[str], logs: Path) -> None:
-        python = str(artifact(self.qemu) / "python")
+        python = str(self.program.parent / "python")
         if python not in sys.path:
             sys.path.insert(0, python)
         # pylint: disable=import-error, import-outside-toplevel
         from qemu.machine import QEMUMachine  # type: ignore
         setpriv = shutil.which("setpriv")
         wrapper = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
-        self._vm = QEMUMachine(str(artifact(self.qemu) / "qemu-system-x86_64"),
-                               args, wrapper=wrapper, name=self.name,
+        self._vm = QEMUMachine(str(self.program), args, wrapper=wrapper, name=self.name,
                                base_temp_dir=str(self._dir),
                                log_dir=str(logs), qmp_timer=60)
         self._vm.launch()

@@ -10,7 +10,7 @@ import itertools
 import re
 from typing import Dict, List, Tuple
 
-from harness import FAST, Run, equal, features, require, test, variants
+from harness import FAST, Run, equal, features, needs, require, test, variants
 from lab import GIB, MIB, Guest, LabError, has_property
 
 # Properties of the device and the feature bits that they offer. Statistics are always offered.
@@ -79,6 +79,7 @@ def one(guest: Guest, ours: bool, some: Subset) -> None:
 def matrix(run: Run, names: Tuple[str, str]) -> None:
     """{}: every set of features"""
     kernel, qemu = names
+    needs(kernel, "HOTPLUG_PCI_ACPI")
     every = subsets(qemu)
     with run.guest(kernel=kernel, qemu=qemu, bitmap=False, hotplug=True,
                    objects=["iothread,id=hint0"]) as guest:
@@ -90,6 +91,7 @@ def matrix(run: Run, names: Tuple[str, str]) -> None:
 @variants("guest", "guest-debian", "guest-debian12")
 def matrix_migration(run: Run, kernel: str) -> None:
     """{}: between both QEMUs with the features that both have, within ours with all"""
+    needs(kernel, "ACPI")
     both, ours = ("qemu", "qemu-debian", "qemu"), ("qemu", "qemu")
     chains: List[Tuple[Subset, Tuple[str, ...]]] = [(QUEUES, both), (tuple(BITS), ours)]
     if kernel == "guest":
