@@ -635,12 +635,13 @@ static void ask(struct device_double *d, const void *request, unsigned int len)
 	mod_delayed_work(d->wq, &d->work, 0);
 }
 
+/* Memory may begin at 1 GiB only. */
 static void ask_unused(struct device_double *d, u64 id)
 {
 	const struct misc_request request = {
 		.hdr.cmd = cpu_to_le16(BALLOON_GET_UNUSED_PAGES),
 		.hdr.param = cpu_to_le64(id),
-		.range.nr_pages = cpu_to_le64(UNITS(SZ_1G)),
+		.range.nr_pages = cpu_to_le64(UNITS(SZ_4G)),
 		.range.page_shift = cpu_to_le16(VIRTIO_BALLOON_PFN_SHIFT),
 	};
 
