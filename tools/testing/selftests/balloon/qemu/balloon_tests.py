@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 import lab
-from harness import (BITMAP_BIT, FAST, PACKED_BIT, VERSION_1_BIT, Failure, Run, configured,
+from harness import (BITMAP_BIT, FAST, PACKED_BIT, VERSION_1_BIT, Failure, Run, called, configured,
                      equal, features, near, needs, needs_pending_interrupts, refuses, require,
                      test, variants)
 from lab import BUILD, GIB, MIB, PAGE, CommandError, Guest, LabError, Skip, artifact
@@ -562,13 +562,12 @@ def init_on_alloc(run: Run) -> None:
         exercise(guest, 512 * MIB, run.bitmap)
 
 
-@test
-def kunit(run: Run) -> None:
-    """the KUnit suites that the guest has as modules"""
-    suites = sorted(path.name for path in artifact(run.kernel).glob("*_kunit.ko"))
+def run_kunit(run: Run, kernel: str) -> None:
+    """Load each suite that a guest has as a module."""
+    suites = sorted(path.name for path in artifact(kernel).glob("*_kunit.ko"))
     if not suites:
         raise Skip("the guest has no KUnit modules")
-    with run.guest() as guest:
+    with run.guest(kernel=kernel) as guest:
         guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
         for module in suites:
             guest.sh(f"insmod /lib/modules/{module}", 200)
@@ -578,6 +577,18 @@ def kunit(run: Run) -> None:
         passed = re.findall(r"^ok ", results, re.M)
         require(not failed, f"{failed}")
         require(len(passed) >= len(suites), f"{len(passed)} suites passed of {suites}")
+
+
+@test
+def kunit(run: Run) -> None:
+    """the KUnit suites that the guest has as modules"""
+    run_kunit(run, run.kernel)
+
+
+@test
+def kunit_debug(run: Run) -> None:
+    """the same under KASAN, UBSAN and lockdep"""
+    run_kunit(run, called("guest-debug"))
 
 
 @test

@@ -47,8 +47,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="names and descriptions only")
     parser.add_argument("--pfn", action="store_true",
                         help="the same tests with page-bitmap=off")
-    parser.add_argument("--kernel", default="guest", choices=["guest", *lab.ARCHS],
-                        help="the same tests with the guest of another architecture")
+    parser.add_argument("--kernel", default="guest", metavar="NAME",
+                        help="the same tests with another guest of scripts/build.sh: guest-debug, "
+                        "guest-kcsan, " + ", ".join(lab.ARCHS))
     parser.add_argument("pattern", nargs="*", help="which tests, all by default")
     args = parser.parse_args()
     tests = list(chosen(args.pattern))
