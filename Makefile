@@ -10,8 +10,8 @@ export PATH := /usr/bin:$(PATH)
 lab := tools/testing/selftests/balloon/qemu
 lab-run = python3 $(lab)
 
-.PHONY: help demo check check-arch bench shell artifacts tree export series mails steps \
-	kunit kselftest qtest fuzz sparse coccicheck checkpatch htmldocs lint clean deps
+.PHONY: help demo check check-arch check-all bench shell artifacts tree export series mails steps \
+	kunit kselftest qtest fuzz soak coverage mutants sparse coccicheck checkpatch htmldocs lint clean deps
 
 help:
 	@echo 'See it'
@@ -19,12 +19,17 @@ help:
 	@echo '  shell       a shell in a booted guest, its balloon driven from another terminal'
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (~70 min; ARGS=--quick)'
 	@echo 'Test it'
-	@echo '  check       every test                                                           (warm ~15 min)'
+	@echo '  check       every test                                                           (warm ~22 min)'
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~35 min, warm 18 min)'
+	@echo '  check-all   both, all tests in the debug and the KCSAN guest, each step of the series, coverage,'
+	@echo '              mutants, an hour of soak                                             (~4 h)'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
 	@echo '  kunit       the KUnit suites, in the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
 	@echo '  fuzz        the device against random drivers, with sanitizers; ARGS="RUNS SEED"        (~45 s)'
+	@echo '  soak        everything at random; BALLOON_LAB_SOAK=seconds BALLOON_LAB_SEED=number'
+	@echo '  coverage    all tests, counting the lines of our files that run                  (~25 min)'
+	@echo '  mutants     the defects of the series of 2016, planted one at a time: each must be found  (~25 min)'
 	@echo '  sparse coccicheck checkpatch lint   the static checks of the kernel and of QEMU'
 	@echo '  htmldocs    the kernel documentation, ours with warnings as errors'
 	@echo 'Work on it'
@@ -56,7 +61,10 @@ check: deps
 	@scripts/check.sh
 
 check-arch: deps
-	@scripts/deps.sh arch && scripts/check.sh arch
+	@scripts/check.sh arch
+
+check-all: deps
+	@scripts/check.sh all
 
 kselftest: deps
 	@$(lab-run)/check.py $(ARGS)
@@ -66,6 +74,12 @@ kunit: deps
 
 qtest: deps
 	@scripts/qtest.sh
+
+soak: deps
+	@$(lab-run)/check.py soak
+
+coverage mutants: deps
+	@scripts/$@.py $(ARGS)
 
 fuzz: deps
 	@scripts/fuzz.sh $(ARGS)

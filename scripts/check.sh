@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Every test, one after the other; a summary at the end. A test that fails names its log.
-# check.sh arch: those of other architectures instead.
+# check.sh arch: those of other architectures instead; rest: what takes hours; all: all.
 set -uo pipefail
 
 cd "$(dirname "$0")/.." || exit 1
@@ -50,12 +50,6 @@ build() {
 	done
 }
 
-summary() {
-	echo "$passed passed, $failed failed$([ $skipped -eq 0 ] || echo ", $skipped skipped")"
-	[ $failed -eq 0 ]
-	exit
-}
-
 # A kernel that is a program; its log is its standard error.
 # shellcheck disable=SC2317 # by tap
 uml() {
@@ -63,22 +57,40 @@ uml() {
 		grep -aE '^ *(KTAP|ok|not ok|#|[0-9]+\.\.)'
 }
 
-if [ "${1:-}" = arch ]; then
+main() {
+	build guest qemu qemu-fuzz guest-debug guest-debian guest-debian12 qemu-debian tree configured
+	for check in lint checkpatch warnings sparse coccicheck htmldocs; do
+		run $check scripts/static.sh $check
+	done
+	run series-linux scripts/series.py --build "$BUILD" check linux
+	run series-qemu scripts/series.py --build "$BUILD" check qemu
+	tap qtest scripts/qtest.sh
+	tap fuzz scripts/fuzz.sh
+	tap guests python3 $lab/check.py
+}
+
+arch() {
+	scripts/deps.sh arch
 	build kunit-uml qemu qemu-arch guest-s390x guest-arm64 guest-i386
 	tap kunit-uml uml
 	for arch in s390x arm64 i386; do
 		tap guests-$arch python3 $lab/check.py --kernel guest-$arch
 	done
-	summary
-fi
+}
 
-build guest qemu qemu-fuzz guest-debug guest-debian guest-debian12 qemu-debian tree configured
-for check in lint checkpatch warnings sparse coccicheck htmldocs; do
-	run $check scripts/static.sh $check
-done
-run series-linux scripts/series.py --build "$BUILD" check linux
-run series-qemu scripts/series.py --build "$BUILD" check qemu
-tap qtest scripts/qtest.sh
-tap fuzz scripts/fuzz.sh
-tap guests python3 $lab/check.py
-summary
+rest() {
+	run steps scripts/static.sh steps
+	build guest-kcsan
+	tap guests-debug python3 $lab/check.py --kernel guest-debug
+	tap guests-kcsan python3 $lab/check.py --kernel guest-kcsan
+	tap coverage scripts/coverage.py
+	tap mutants scripts/mutants.py
+	BALLOON_LAB_SOAK=3600 tap soak python3 $lab/check.py soak
+}
+
+case ${1:-main} in
+all)	main; arch; rest ;;
+main | arch | rest)	"${1:-main}" ;;
+esac
+echo "$passed passed, $failed failed$([ $skipped -eq 0 ] || echo ", $skipped skipped")"
+[ $failed -eq 0 ]
