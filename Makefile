@@ -37,7 +37,7 @@ help:
 	@echo '  artifacts   print the paths of the built kernel, modules and QEMU'
 	@echo '  export      write the commits of the trees back to patches/ and qemu/patches/'
 	@echo '  series      check both series: claims, git am, identical export; lines changed per file'
-	@echo '  steps       build every step of the Linux series by itself                       (~8 min)'
+	@echo '  steps       build every step of both series by itself                            (~15 min)'
 	@echo '  mails       both series as complete mails, in the build folder'
 	@echo '  clean       remove the build folder; the cache of finished builds stays'
 	@echo
@@ -101,8 +101,11 @@ series: tree
 mails: tree
 	@for k in linux qemu; do scripts/series.py --build $(BUILD) mails $$k || exit 1; done
 
-sparse coccicheck checkpatch htmldocs lint steps: tree
+sparse coccicheck checkpatch htmldocs lint: tree
 	@scripts/static.sh $@
+
+steps: tree
+	@scripts/static.sh steps steps_qemu
 
 clean:
 	rm -rf $(BUILD)

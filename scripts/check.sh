@@ -79,7 +79,7 @@ arch() {
 }
 
 rest() {
-	run steps scripts/static.sh steps
+	run steps scripts/static.sh steps steps_qemu
 	build guest-kcsan
 	tap guests-debug python3 $lab/check.py --kernel guest-debug
 	tap guests-kcsan python3 $lab/check.py --kernel guest-kcsan

@@ -12,7 +12,7 @@ and links to our files.
   series.py tree KIND     apply the patches to the source tree, link our files
   series.py export KIND   write the commits of the source tree back to patches/
   series.py mails KIND    compose the complete mails under the build folder
-  series.py check KIND    the rules: claims, git am, byte-identical export
+  series.py check KIND    the rules: claims, git am, byte-identical export, no copied lines
   series.py stat KIND     lines added to and removed from existing files
 """
 import argparse
@@ -31,6 +31,10 @@ FILES = {"linux": TOP, "qemu": TOP / "qemu"}
 # Directories of ours below which every file belongs to a patch.
 OURS = {"linux": ("drivers", "mm", "include", "Documentation", "tools"),
         "qemu": ("hw", "include", "migration", "tests", "softmmu", "docs")}
+# Where lines of ours could have come from, and how many in a row are no accident.
+NEAR = {"linux": ("drivers/virtio", "mm", "include/linux", "lib/kunit"),
+        "qemu": ("hw/virtio", "include/hw/virtio", "migration", "softmmu", "tests/qtest")}
+ALIKE = 5
 FORMAT = ["--zero-commit", "--no-signature", "--abbrev=12", "-n", "-M", "--stat=75",
           "--subject-prefix=PATCH"]
 
@@ -181,7 +185,28 @@ class Series:
             (out / cover.name).write_text(cover.read_text().replace("@STAT@", stat.strip("\n")))
         return out
 
+    @staticmethod
+    def windows(path: Path) -> dict[tuple[str, ...], int]:
+        """Every few lines in a row that say something, and where they begin."""
+        lines = [(n, line.strip()) for n, line in enumerate(path.read_text(errors="replace").split("\n"), 1)]
+        lines = [(n, line) for n, line in lines if len(line) > 3 and not line.startswith("#include")]
+        return {tuple(line for _, line in lines[i:i + ALIKE]): lines[i][0]
+                for i in range(len(lines) - ALIKE + 1)}
+
+    def copies(self) -> None:
+        """No lines of the source in our files."""
+        ours = {window: f"{path}:{at}" for path in self.claims() if path.endswith((".c", ".h"))
+                for window, at in self.windows(self.files / path).items()}
+        for top in NEAR[self.kind]:
+            for path in (self.src / top).rglob("*.[ch]"):
+                if path.is_symlink() or not path.is_file():
+                    continue
+                for window, at in self.windows(path).items():
+                    if window in ours:
+                        die(f"{ours[window]} has the lines of {path}:{at}: {window}")
+
     def check(self) -> None:
+        self.copies()
         claims = self.claims()
         for top in OURS[self.kind]:
             for path in (p for p in (self.files / top).rglob("*") if p.is_file()):

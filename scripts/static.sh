@@ -143,6 +143,27 @@ steps() {
 	done
 }
 
+# The same of QEMU's series.
+steps_qemu() {
+	local tree=$BUILD/qemu-steps commit out
+	scripts/series.py --build "$BUILD" mails qemu >/dev/null
+	[ -e "$tree" ] || git -C "$BUILD/qemu" worktree add -q --detach "$tree" pristine
+	mkdir -p "$tree-obj"
+	for commit in $(git -C "$BUILD/qemu" rev-list --reverse pristine..composed); do
+		git -C "$tree" checkout -q "$commit"
+		if ! (cd "$tree-obj" && { [ -e build.ninja ] || "$tree/configure" --target-list=x86_64-softmmu \
+			--without-default-features --enable-system --enable-tcg --disable-docs --disable-werror \
+			--meson=/usr/bin/meson; } && ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test) \
+			>"$tree.log" 2>&1; then
+			tail -n 20 "$tree.log"
+			return 1
+		fi
+		out=$(grep -E '(balloon|unused-pages|late-dirty).*warning' "$tree.log" || true)
+		[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+		git -C "$tree" log -1 --format="builds: %s"
+	done
+}
+
 for check in "$@"; do
 	# Not "if $check": within a condition, a command that fails does not end it.
 	"$check" &

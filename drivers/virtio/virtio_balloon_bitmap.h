@@ -54,7 +54,7 @@ struct virtqueue;
  * struct balloon_bitmap - the sender of page bitmaps
  * @vdev: the device
  * @b_dev_info: where the pages in the balloon are
- * @lock: balloon_lock of the driver core
+ * @lock: balloon_lock of the driver core, guards what is below it
  * @acked: woken when the device has used a buffer of either queue
  * @inflate_vq: pages that go into the balloon
  * @deflate_vq: pages that come out of it
@@ -70,7 +70,7 @@ struct virtqueue;
 struct balloon_bitmap {
 	struct virtio_device *vdev;
 	struct balloon_dev_info *b_dev_info;
-	struct mutex *lock;
+	struct mutex *lock;		/* balloon_lock */
 	wait_queue_head_t *acked;
 	struct virtqueue *inflate_vq;
 	struct virtqueue *deflate_vq;
