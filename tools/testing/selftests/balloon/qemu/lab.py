@@ -489,21 +489,27 @@ class Guest:
         """Ask for all unused pages; how the misc queue's counters rose by the answer."""
         path = "/machine/peripheral/balloon0"
         deadline = time.monotonic() + timeout
+
+        def over() -> None:
+            while self.qmp("qom-get", path=path, property="misc-vq-ask"):
+                if time.monotonic() > deadline:
+                    raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
+                time.sleep(0.001)
+
         while True:
+            # Or the counters rise by two answers.
+            over()
             before = self.stats("misc-vq")
             try:
                 self.qmp("qom-set", path=path, property="misc-vq-ask", value=True)
                 break
             except LabError as error:
-                # The driver has only just started, or still answers.
-                if not re.search("not offered|outstanding", str(error)) \
-                        or time.monotonic() > deadline:
+                # The driver has only just started.
+                if "not offered" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-        while wait and self.qmp("qom-get", path=path, property="misc-vq-ask"):
-            if time.monotonic() > deadline:
-                raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
-            time.sleep(0.001)
+        if wait:
+            over()
         return rose(before, self.stats("misc-vq"))
 
     def actual(self) -> int:
