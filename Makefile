@@ -70,7 +70,7 @@ kselftest: deps
 	@$(lab-run)/check.py $(ARGS)
 
 kunit: deps
-	@$(lab-run)/check.py 'kunit*'
+	@$(lab-run)/check.py kunit kasan_kunit
 
 qtest: deps
 	@scripts/qtest.sh

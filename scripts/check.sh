@@ -85,7 +85,7 @@ rest() {
 	tap guests-kcsan python3 $lab/check.py --kernel guest-kcsan
 	tap coverage scripts/coverage.py
 	tap mutants scripts/mutants.py
-	BALLOON_LAB_SOAK=3600 tap soak python3 $lab/check.py soak
+	BALLOON_LAB_SOAK=3600 BALLOON_LAB_SEED=$RANDOM tap soak python3 $lab/check.py soak
 }
 
 case ${1:-main} in

@@ -129,8 +129,11 @@ def environment() -> Dict[str, str]:
     cache = WORK / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     if not (cache / "dl").exists():
-        (cache / "dl").symlink_to(CACHE / "dl")
-    return {**os.environ, "BUILD": str(WORK / "build"), "CACHE": str(cache)}
+        shutil.copytree(CACHE / "dl", cache / "dl", copy_function=os.link)
+    qemu = subprocess.run([ROOT / "scripts/build.sh", "qemu"], check=True, text=True,
+                          stdout=subprocess.PIPE).stdout.strip().splitlines()[-1]
+    return {**os.environ, "BUILD": str(WORK / "build"), "CACHE": str(cache),
+            "BALLOON_LAB_QEMU": qemu}
 
 
 def prepare(env: Dict[str, str]) -> None:
@@ -173,8 +176,9 @@ def found(one: Mutant, env: Dict[str, str], log: Path) -> bool:
                                       stdout=out, stderr=out, check=False)
                 if done.returncode:
                     raise SystemExit(f"mutants: '{one.name}' does not build, see {log}")
-            return subprocess.run(command(one), cwd=REPO, env=env, stdout=out, stderr=out,
-                                  check=False).returncode != 0
+            own = {k: v for k, v in env.items() if k != "BALLOON_LAB_QEMU"}
+            return subprocess.run(command(one), cwd=REPO, stdout=out, stderr=out, check=False,
+                                  env=own if "qemu" in build else env).returncode != 0
     finally:
         path.write_text(text, "utf-8")
         for old in (WORK / "cache").glob("[gq]*-*"):

@@ -586,7 +586,7 @@ def kunit(run: Run) -> None:
 
 
 @test
-def kunit_debug(run: Run) -> None:
+def kasan_kunit(run: Run) -> None:
     """the same under KASAN, UBSAN and lockdep"""
     run_kunit(run, called("guest-debug"))
 

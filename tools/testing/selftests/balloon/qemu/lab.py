@@ -659,9 +659,10 @@ class Guest:
                         mkdir -p /tmp/gcov/${f%/*}; cat $f > /tmp/gcov/$f
                     done
                     tar -C /tmp/gcov -c . | base64""", 10)
-                handle, path = tempfile.mkstemp(suffix=".tar", dir=folder)
-                with open(handle, "wb"):
-                    Path(path).write_bytes(base64.b64decode(data))
+                if data:
+                    handle, _ = tempfile.mkstemp(suffix=".tar", dir=folder)
+                    with open(handle, "wb") as archive:
+                        archive.write(base64.b64decode(data))
             self._vm.shutdown()
         except Exception as err:  # pylint: disable=broad-except
             print(f"# {self.name}: {err}", file=sys.stderr)

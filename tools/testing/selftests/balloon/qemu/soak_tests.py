@@ -12,7 +12,7 @@ from harness import FAST, Run, equal, require, test
 from lab import GIB, MIB, Guest, Job
 
 SECONDS = int(os.environ.get("BALLOON_LAB_SOAK", "100"))
-SEED = int(os.environ.get("BALLOON_LAB_SEED", "0")) or random.randrange(1, 1 << 31)
+SEED = int(os.environ.get("BALLOON_LAB_SEED", "1"))
 
 
 class Soak:
