@@ -24,7 +24,7 @@ help:
 	@echo '  check-all   both, all tests in the debug and the KCSAN guest, each step of the series, coverage,'
 	@echo '              mutants, an hour of soak                                             (~4 h)'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
-	@echo '  kunit       the KUnit suites, in the debug guest'
+	@echo '  kunit       the KUnit suites, in the plain and the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
 	@echo '  fuzz        the device against random drivers, with sanitizers; ARGS="RUNS SEED"        (~45 s)'
 	@echo '  soak        everything at random; BALLOON_LAB_SOAK=seconds BALLOON_LAB_SEED=number'

@@ -594,6 +594,18 @@ static void double_remove(struct device_double *d)
 	put_device(dev);
 }
 
+/* A device that the driver has taken. */
+static struct device_double *double_start(struct kunit *test, u64 features, unsigned int ring)
+{
+	struct device_double *d = double_new(test, features, ring);
+
+	if (!double_add(d)) {
+		double_remove(d);
+		kunit_skip(test, "virtio_balloon is not loaded");
+	}
+	return d;
+}
+
 static void target(struct device_double *d, size_t bytes)
 {
 	mutex_lock(&d->lock);
@@ -708,12 +720,8 @@ static void device_good(struct kunit *test)
 
 	for (i = 0; i < ARRAY_SIZE(features); i++) {
 		for (j = 0; j < ARRAY_SIZE(rings); j++) {
-			struct device_double *d = double_new(test, features[i], rings[j]);
+			struct device_double *d = double_start(test, features[i], rings[j]);
 
-			if (!double_add(d)) {
-				double_remove(d);
-				kunit_skip(test, "virtio_balloon is not loaded");
-			}
 			for (k = 0; k < ARRAY_SIZE(sizes); k++) {
 				target(d, sizes[k]);
 				KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
@@ -731,12 +739,8 @@ static void device_good(struct kunit *test)
 static void device_chunks(struct kunit *test)
 {
 	struct account before = take_account();
-	struct device_double *d = double_new(test, BITMAPS, 128);
+	struct device_double *d = double_start(test, BITMAPS, 128);
 
-	if (!double_add(d)) {
-		double_remove(d);
-		kunit_skip(test, "virtio_balloon is not loaded");
-	}
 	target(d, SZ_128M + SZ_64M);
 	KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
 	target(d, 0);
@@ -748,14 +752,10 @@ static void device_chunks(struct kunit *test)
 static void device_answers(struct kunit *test)
 {
 	struct account before = take_account();
-	struct device_double *d = double_new(test, ALL, 4);
+	struct device_double *d = double_start(test, ALL, 4);
 	struct misc_request bad = { .hdr.cmd = cpu_to_le16(77), .hdr.param = cpu_to_le64(3) };
 	unsigned int i;
 
-	if (!double_add(d)) {
-		double_remove(d);
-		kunit_skip(test, "virtio_balloon is not loaded");
-	}
 	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
 		double_remove(d);
 		kunit_skip(test, "the misc queue is declined");
@@ -788,16 +788,13 @@ static void device_answers(struct kunit *test)
 static void one_fault(struct kunit *test, enum fault fault, enum role where, bool bitmaps)
 {
 	struct account before = take_account();
-	struct device_double *d = double_new(test, bitmaps ? ALL : BIT_ULL(VIRTIO_F_VERSION_1), 16);
+	const u64 features = bitmaps ? ALL : BIT_ULL(VIRTIO_F_VERSION_1);
+	struct device_double *d = double_start(test, features, 16);
 	unsigned int reads;
 	char what[64];
 
 	snprintf(what, sizeof(what), "%s on %s by %s", faults[fault], roles[where],
 		 bitmaps ? "bitmaps" : "numbers");
-	if (!double_add(d)) {
-		double_remove(d);
-		kunit_skip(test, "virtio_balloon is not loaded");
-	}
 	if (where == MISC && !virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
 		double_remove(d);
 		return;
@@ -886,13 +883,9 @@ static void device_no_queues(struct kunit *test)
 static void device_sleeps(struct kunit *test)
 {
 	struct account before = take_account();
-	struct device_double *d = double_new(test, ALL, 4);
+	struct device_double *d = double_start(test, ALL, 4);
 	int i;
 
-	if (!double_add(d)) {
-		double_remove(d);
-		kunit_skip(test, "virtio_balloon is not loaded");
-	}
 	for (i = 0; i < 6; i++) {
 		target(d, SZ_16M);
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
