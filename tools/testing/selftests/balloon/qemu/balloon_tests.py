@@ -402,17 +402,18 @@ def memfd(run: Run) -> None:
 @test
 def hugetlb(run: Run) -> None:
     """memory of 2 MiB pages: whole ones are given back, parts are not discarded"""
-    size = 512
+    size = 512 * MIB
+    need = (size + lab.overhead(run.kernel, size)) // (2 * MIB)
     pool = Path("/proc/sys/vm/nr_hugepages")
     try:
         had = int(pool.read_text("ascii"))
-        pool.write_text(str(had + size // 2), "ascii")
+        pool.write_text(str(had + need), "ascii")
     except OSError as error:
         raise Skip(f"huge pages cannot be reserved: {error.strerror}") from None
     try:
-        if int(pool.read_text("ascii")) < had + size // 2:
-            raise Skip(f"the host has no {size // 2} free huge pages of 2 MiB")
-        with run.guest(backend="hugetlb", prealloc=True, memory=size * MIB) as guest:
+        if int(pool.read_text("ascii")) < had + need:
+            raise Skip(f"the host has no {need} free huge pages of 2 MiB")
+        with run.guest(backend="hugetlb", prealloc=True, memory=size) as guest:
             move = guest.balloon(192 * MIB)
             # Of an array of 256 pages QEMU never discards a part of a huge page.
             require(not run.bitmap or move.rss < -240 * MIB,
@@ -445,13 +446,14 @@ def compaction_waits(run: Run) -> None:
 def no_memory(run: Run, kind: str) -> None:
     """{}: the balloon's own allocations fail, the balloon goes on"""
     needs("guest-debug", "FAULT_INJECTION_DEBUG_FS", kind.upper())
-    with run.guest(kernel="guest-debug", memory=1792 * MIB) as guest:
+    with run.guest(kernel="guest-debug", memory=1472 * MIB) as guest:
         stamp = guest.start("balloon_mem stamp 64M").wait_ready()
         # Single pages from all over: a message has more windows than segments.
         guest.start("balloon_mem scatter 800M 2").wait_ready(120)
         before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
         # The large blocks first; what is moved below is scattered.
-        guest.balloon(1142 * MIB)
+        size = guest.memory - (guest.meminfo()["MemFree"] // MIB - 230) * MIB
+        guest.balloon(size)
         # The workers that are there, so that the balloon's is among them. Of
         # pages, orders above 0 only.
         guest.sh(f"""
@@ -465,15 +467,14 @@ def no_memory(run: Run, kind: str) -> None:
             [ ! -e min-order ] || {{ echo 1 > min-order; echo N > ignore-gfp-highmem; }}
             echo 0 > verbose; echo 1000000 > times; echo 100 > probability""")
         # With four segments, a message for every few pages: slow under KASAN.
-        guest.balloon(1062 * MIB)
-        guest.balloon(1142 * MIB)
+        guest.balloon(size - 80 * MIB)
+        guest.balloon(size)
         left = int(guest.sh(f"cd /sys/kernel/debug/{kind}; echo 0 > probability; cat times"))
         stamp.finish()
         require(not run.bitmap or left < 1000000, "no allocation of the balloon failed")
-        guest.balloon(1792 * MIB)
+        guest.balloon(guest.memory)
         moved = guest.vmstat()["balloon_migrate"] - moved
-        counters(guest, before, run.bitmap, (650 + 80) * MIB // PAGE, moved)
-
+        counters(guest, before, run.bitmap, (guest.memory - size + 80 * MIB) // PAGE, moved)
 
 
 @test

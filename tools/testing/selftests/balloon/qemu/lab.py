@@ -80,6 +80,12 @@ def arch(kernel: str) -> Arch:
     return ARCHS.get(kernel, X86)
 
 
+def overhead(kernel: str, memory: int) -> int:
+    """Memory that a kernel needs to leave its guest as much as a plain one would."""
+    # In huge pages, which memory may be made of.
+    return memory * 3 // 20 // (2 * MIB) * 2 * MIB + 96 * MIB if kernel == "guest-debug" else 0
+
+
 class LabError(Exception):
     """The guest or its QEMU did not do what it was asked."""
 
@@ -332,6 +338,8 @@ class Guest:
                  memory: int = 2 * GIB, machine: str = "", incoming: bool = False,
                  logs: Path = BUILD, **more: Any):
         self.name, self.qemu, self.memory = name, qemu, memory
+        # The size of the machine and that of the balloon's guest are larger by it.
+        self._overhead = overhead(kernel, memory)
         self.arch, self.program = arch(kernel), program(kernel, qemu)
         self.boot_seconds = 0.0
         self._agent: Optional[socket.socket] = None
@@ -342,7 +350,8 @@ class Guest:
         self.qemu_log = logs / f"{name}.log"
         self.console.unlink(missing_ok=True)
         self._dir = Path(tempfile.mkdtemp(prefix="balloon-lab-"))
-        args = arguments(kernel, memory=memory, machine=machine, incoming=incoming, **more)
+        args = arguments(kernel, memory=memory + self._overhead, machine=machine,
+                         incoming=incoming, **more)
         args += ["-name", f"{name},debug-threads=on",
                  "-chardev", f"file,id=console,path={self.console}",
                  "-serial", "chardev:console",
@@ -514,7 +523,7 @@ class Guest:
 
     def actual(self) -> int:
         """Bytes of memory that the balloon leaves to the guest."""
-        return int(self.qmp("query-balloon")["actual"])
+        return int(self.qmp("query-balloon")["actual"]) - self._overhead
 
     def rss(self) -> int:
         """Bytes of guest memory, and of QEMU's own, that the host backs."""
@@ -546,7 +555,7 @@ class Guest:
 
     def set_target(self, size: int) -> None:
         """Ask for a size without waiting for it."""
-        self.qmp("balloon", value=size)
+        self.qmp("balloon", value=size + self._overhead)
 
     def balloon(self, size: int, timeout: float = 120,
                 settle: float = 0, timed: bool = False) -> Move:
@@ -576,7 +585,8 @@ class Guest:
         after, spent, backed = self.stats(), self.cpu_seconds(), self.rss()
         seconds = changed - begin
         if timed and last != first:
-            stamp = self.event("BALLOON_CHANGE", 5, {"data": {"actual": last}})["timestamp"]
+            actual = last + self._overhead
+            stamp = self.event("BALLOON_CHANGE", 5, {"data": {"actual": actual}})["timestamp"]
             seconds = stamp["seconds"] + stamp["microseconds"] / 1e6 - wall
         return Move(seconds, last, {k: spent[k] - cpu[k] for k in cpu},
                     rose(stats, after), backed - rss)
