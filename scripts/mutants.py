@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant("3 pages are reported again", BITMAP,
            "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n",
            "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2, "kunit"),
-    Mutant("4 the balloon moves without its lock", "patches/0006-*.patch",
+    Mutant("4 the balloon moves without its lock", "patches/*-inflate-and-deflate-by-page-bitmaps.patch",
            """+	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
 +		vb->num_pages += num;
 """,

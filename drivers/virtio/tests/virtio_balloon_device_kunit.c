@@ -112,6 +112,7 @@ struct device_double {
 	enum role where;
 	unsigned int after;		/* buffers used before it happens */
 	struct completion happened;
+	unsigned int fail_nth;		/* allocation of probe that fails, if any */
 	bool lenient;			/* after a fault, messages may come twice */
 
 	u8 request[VIRTIO_BALLOON_REQ_LEN];
@@ -522,9 +523,35 @@ static int double_find_vqs(struct virtio_device *vdev, unsigned int nvqs, struct
 	return 0;
 }
 
+#ifdef CONFIG_FAULT_INJECTION
+/*
+ * The nth allocation of this task fails from here on, or none.
+ * Returns whether the one before did. That those fail too which could wait for
+ * memory is set in debugfs: ignore-gfp-wait.
+ */
+static bool fail_nth(unsigned int n)
+{
+	bool failed = !current->fail_nth;
+
+	current->fail_nth = n;
+	return failed;
+}
+#else
+static bool fail_nth(unsigned int n)
+{
+	return false;
+}
+#endif
+
 static u64 double_get_features(struct virtio_device *vdev)
 {
-	return to_double(vdev)->offered;
+	struct device_double *d = to_double(vdev);
+
+	/* The bus asks first of all: what it does before is not the driver's. */
+	if (d->fail_nth)
+		fail_nth(d->fail_nth);
+	d->fail_nth = 0;
+	return d->offered;
 }
 
 static int double_finalize_features(struct virtio_device *vdev)
@@ -914,6 +941,73 @@ static void device_sleeps(struct kunit *test)
 }
 #endif
 
+/* Each allocation of probe fails in turn: it fails or can do without. */
+static void device_no_memory_probe(struct kunit *test)
+{
+	unsigned int n, refused = 0;
+	bool failed = true;
+
+	for (n = 1; failed; n++) {
+		struct account before = take_account();
+		struct device_double *d =
+			double_new(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ) |
+				   BIT_ULL(VIRTIO_BALLOON_F_FREE_PAGE_HINT) |
+				   BIT_ULL(VIRTIO_BALLOON_F_DEFLATE_ON_OOM) |
+				   BIT_ULL(VIRTIO_BALLOON_F_REPORTING), 32);
+
+		d->fail_nth = n;
+		if (double_add(d)) {
+			target(d, SZ_4M);
+			KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%u", n);
+		} else {
+			refused++;
+		}
+		failed = fail_nth(0);
+		remove_and_judge(d, &before, "no memory in probe");
+	}
+	kunit_info(test, "%u of %u made probe fail", refused, n - 2);
+	if (!refused)
+		kunit_skip(test, "no allocation of the driver failed");
+}
+
+#ifdef CONFIG_PM_SLEEP
+/* The same of suspend, which must not fail, and of resume, which may once. */
+static void device_no_memory_sleeps(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_start(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ), 4);
+	unsigned int n, refused = 0;
+	bool failed = true;
+
+	for (n = 1; failed; n++) {
+		target(d, SZ_16M);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%u", n);
+		fail_nth(n);
+		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+		failed = fail_nth(n);
+		KUNIT_EXPECT_EQ(test, d->nr_inside, 0);
+		if (virtio_device_restore(&d->vdev)) {
+			refused++;
+			/* As the next suspend and resume would. */
+			fail_nth(0);
+			KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+			KUNIT_ASSERT_EQ(test, virtio_device_restore(&d->vdev), 0);
+			failed = true;
+		}
+		failed |= fail_nth(0);
+	}
+	kunit_info(test, "%u of %u made resume fail", refused, n - 2);
+
+	/* Gone after a resume that failed. */
+	KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+	d->no_vqs = 1;
+	KUNIT_EXPECT_NE(test, virtio_device_restore(&d->vdev), 0);
+	remove_and_judge(d, &before, "no memory in resume");
+	if (!refused)
+		kunit_skip(test, "no allocation of the driver failed");
+}
+#endif
+
 /* All of it, at random. */
 static void device_random(struct kunit *test)
 {
@@ -1007,6 +1101,10 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_no_queues),
 #ifdef CONFIG_PM_SLEEP
 	KUNIT_CASE_SLOW(device_sleeps),
+#endif
+	KUNIT_CASE_SLOW(device_no_memory_probe),
+#ifdef CONFIG_PM_SLEEP
+	KUNIT_CASE_SLOW(device_no_memory_sleeps),
 #endif
 	KUNIT_CASE_SLOW(device_random),
 	{}

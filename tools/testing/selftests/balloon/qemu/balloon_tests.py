@@ -570,6 +570,13 @@ def run_kunit(run: Run, kernel: str) -> None:
         raise Skip("the guest has no KUnit modules")
     with run.guest(kernel=kernel) as guest:
         guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
+        # What a suite makes fail by itself, any allocation, fails without a word.
+        guest.sh("""
+            for f in /sys/kernel/debug/fail*; do
+                [ -e $f/ignore-gfp-wait ] || continue
+                echo 0 > $f/verbose; echo N > $f/ignore-gfp-wait
+                [ ! -e $f/min-order ] || echo 0 > $f/min-order
+            done""")
         passed = 0
         # That with the device comes last: when a driver fails the others it may hang.
         for module in sorted(suites, key=lambda name: "device" in name):
