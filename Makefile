@@ -11,7 +11,8 @@ lab := tools/testing/selftests/balloon/qemu
 lab-run = python3 $(lab)
 
 .PHONY: help demo check check-arch check-all bench shell artifacts tree export series mails steps \
-	kunit kselftest qtest fuzz soak coverage mutants sparse coccicheck checkpatch htmldocs lint clean deps
+	kunit kselftest qtest fuzz soak coverage mutants sparse coccicheck checkpatch maintainers headers \
+	htmldocs lint clean deps
 
 help:
 	@echo 'See it'
@@ -30,14 +31,14 @@ help:
 	@echo '  soak        everything at random; BALLOON_LAB_SOAK=seconds BALLOON_LAB_SEED=number'
 	@echo '  coverage    all tests, counting the lines of our files that run                  (~25 min)'
 	@echo '  mutants     the defects of the series of 2016, planted one at a time: each must be found  (~25 min)'
-	@echo '  sparse coccicheck checkpatch lint   the static checks of the kernel and of QEMU'
+	@echo '  sparse coccicheck checkpatch lint maintainers headers   the static checks of the kernel and of QEMU'
 	@echo '  htmldocs    the kernel documentation, ours with warnings as errors'
 	@echo 'Work on it'
 	@echo '  tree        unpack both sources, apply the series, link our files into them'
 	@echo '  artifacts   print the paths of the built kernel, modules and QEMU'
 	@echo '  export      write the commits of the trees back to patches/ and qemu/patches/'
 	@echo '  series      check both series: claims, git am, identical export; lines changed per file'
-	@echo '  steps       build every step of both series by itself                            (~15 min)'
+	@echo '  steps       build every step of both series by itself, boot those of mm          (~25 min)'
 	@echo '  mails       both series as complete mails, in the build folder'
 	@echo '  clean       remove the build folder; the cache of finished builds stays'
 	@echo
@@ -101,7 +102,7 @@ series: tree
 mails: tree
 	@for k in linux qemu; do scripts/series.py --build $(BUILD) mails $$k || exit 1; done
 
-sparse coccicheck checkpatch htmldocs lint: tree
+sparse coccicheck checkpatch maintainers headers htmldocs lint: tree
 	@scripts/static.sh $@
 
 steps: tree

@@ -59,7 +59,7 @@ uml() {
 
 main() {
 	build guest qemu qemu-fuzz guest-debug guest-debian guest-debian12 qemu-debian tree configured
-	for check in lint checkpatch warnings sparse coccicheck htmldocs; do
+	for check in lint checkpatch maintainers headers warnings sparse coccicheck htmldocs; do
 		run $check scripts/static.sh $check
 	done
 	run series-linux scripts/series.py --build "$BUILD" check linux

@@ -116,51 +116,99 @@ lint() {
 	done
 }
 
-# Each step of the series by itself: it must build, without a new warning; the
-# last one also with the driver built in and without it.
-steps() {
-	local tree=$BUILD/linux-steps commit balloon out
-	scripts/series.py --build "$BUILD" mails linux >/dev/null
-	[ -e "$tree" ] || git -C "$src" worktree add -q --detach "$tree" pristine
-	mkdir -p "$tree-obj"
-	for commit in $(git -C "$src" rev-list --reverse pristine..composed) y n; do
-		balloon=m
-		case $commit in
-		y | n) balloon=$commit ;;
-		*) git -C "$tree" checkout -q "$commit" ;;
-		esac
-		cp "$obj/.config" "$tree-obj/.config"
-		"$tree/scripts/config" --file "$tree-obj/.config" --set-val VIRTIO_BALLOON "$balloon"
-		make -C "$tree" O="$tree-obj" olddefconfig >/dev/null
-		if ! make -C "$tree" O="$tree-obj" LOCALVERSION= -j"$JOBS" W=1 mm/ drivers/virtio/ \
-			>"$tree.log" 2>&1; then
-			tail -n 20 "$tree.log"
-			return 1
-		fi
-		out=$(grep -E '(balloon|page_bitmap|page_alloc|unused_pages).*warning' "$tree.log" || true)
-		[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
-		git -C "$tree" log -1 --format="builds, VIRTIO_BALLOON=$balloon: %s"
+# Each of our files has somebody who looks after it, in either tree.
+maintainers() {
+	local kind file
+	for kind in linux qemu; do
+		for file in $(scripts/series.py inputs $kind); do
+			(cd "$BUILD/$kind" && perl scripts/get_maintainer.pl --no-git --no-git-fallback \
+				-f "${file#qemu/}" 2>/dev/null) | grep -qE 'maintainer|supporter' ||
+				{ echo "$file: nobody's"; return 1; }
+		done
 	done
 }
 
+# Headers for user space compile by themselves, as C90.
+headers() {
+	local log=$BUILD/headers.log
+	if ! { kmake headers && rm -f "$chk/usr/include/linux/virtio_balloon.hdrtest" &&
+		kmake CONFIG_HEADERS_INSTALL=y CONFIG_UAPI_HEADER_TEST=y usr/include/; } >"$log" 2>&1; then
+		tail -n 20 "$log"
+		return 1
+	fi
+	ls "$chk/usr/include/linux/virtio_balloon.hdrtest" >/dev/null
+}
+
+# steps_of KIND: the commits of a series; a tree to check them out in
+steps_of() {
+	scripts/series.py --build "$BUILD" mails "$1" >/dev/null
+	[ -e "$BUILD/$1-steps" ] ||
+		git -C "$BUILD/$1" worktree add -q --detach "$BUILD/$1-steps" pristine
+	mkdir -p "$BUILD/$1-steps-obj"
+	git -C "$BUILD/$1" rev-list --reverse pristine..composed
+}
+
+# step KIND TEXT COMMAND...: it succeeds, and does not warn about what we touch. A
+# command that fails does not end COMMAND by itself.
+step() {
+	local tree=$BUILD/$1-steps text=$2 out
+	shift 2
+	if ! "$@" >"$tree.log" 2>&1; then
+		tail -n 20 "$tree.log"
+		return 1
+	fi
+	out=$(grep -E '(balloon|page_bitmap|page_alloc|unused.pages|late-dirty).*warning' "$tree.log" || true)
+	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+	git -C "$tree" log -1 --format="$text: %s"
+}
+
+step_linux() {
+	local tree=$BUILD/linux-steps balloon=$1
+	shift
+	cp "$obj/.config" "$tree-obj/.config" &&
+	"$tree/scripts/config" --file "$tree-obj/.config" --set-val VIRTIO_BALLOON "$balloon" &&
+	make -C "$tree" O="$tree-obj" olddefconfig >/dev/null &&
+	make -C "$tree" O="$tree-obj" LOCALVERSION= -j"$JOBS" W=1 "$@"
+}
+
+# A guest whose balloon moves, beside memory in use
+step_boots() {
+	local from=$BUILD/linux-steps-obj dir=$BUILD/linux-steps-guest
+	step_linux m bzImage modules && mkdir -p "$dir" &&
+	cp "$from/.config" "$from/arch/x86/boot/bzImage" "$from/drivers/virtio/virtio_balloon.ko" "$dir/" &&
+	echo virtio_balloon.ko >"$dir/modules.order" &&
+	BALLOON_LAB_GUEST=$dir python3 tools/testing/selftests/balloon/qemu/check.py --pfn content
+}
+
+# Each step of the series by itself: it must build, without a new warning, with the
+# driver built in, without it, and as a module; and boot if mm is another one.
+steps() {
+	local commit balloon
+	for commit in $(steps_of linux); do
+		git -C "$BUILD/linux-steps" checkout -q "$commit"
+		for balloon in y n m; do
+			step linux "builds, VIRTIO_BALLOON=$balloon" step_linux $balloon mm/ drivers/virtio/
+		done
+		! git -C "$BUILD/linux-steps" diff --name-only HEAD~ | grep -q '^mm/[^/]*\.c$' ||
+			step linux boots step_boots
+	done
+}
+
+# Runs in a shell of its own.
+step_qemu() (
+	cd "$BUILD/qemu-steps-obj" &&
+	{ [ -e build.ninja ] || "$BUILD/qemu-steps/configure" --target-list=x86_64-softmmu \
+		--without-default-features --enable-system --enable-tcg --disable-docs --disable-werror \
+		--meson=/usr/bin/meson; } &&
+	ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test
+)
+
 # The same of QEMU's series.
 steps_qemu() {
-	local tree=$BUILD/qemu-steps commit out
-	scripts/series.py --build "$BUILD" mails qemu >/dev/null
-	[ -e "$tree" ] || git -C "$BUILD/qemu" worktree add -q --detach "$tree" pristine
-	mkdir -p "$tree-obj"
-	for commit in $(git -C "$BUILD/qemu" rev-list --reverse pristine..composed); do
-		git -C "$tree" checkout -q "$commit"
-		if ! (cd "$tree-obj" && { [ -e build.ninja ] || "$tree/configure" --target-list=x86_64-softmmu \
-			--without-default-features --enable-system --enable-tcg --disable-docs --disable-werror \
-			--meson=/usr/bin/meson; } && ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test) \
-			>"$tree.log" 2>&1; then
-			tail -n 20 "$tree.log"
-			return 1
-		fi
-		out=$(grep -E '(balloon|unused-pages|late-dirty).*warning' "$tree.log" || true)
-		[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
-		git -C "$tree" log -1 --format="builds: %s"
+	local commit
+	for commit in $(steps_of qemu); do
+		git -C "$BUILD/qemu-steps" checkout -q "$commit"
+		step qemu builds step_qemu
 	done
 }
 

@@ -81,6 +81,11 @@ def arch(kernel: str) -> Arch:
     return ARCHS.get(kernel, X86)
 
 
+def patience(kernel: str) -> int:
+    """How much longer than a plain kernel one may take."""
+    return 3 if kernel == "guest-debug" else 1
+
+
 def overhead(kernel: str, memory: int) -> int:
     """Memory that a kernel needs to leave its guest as much as a plain one would."""
     # In huge pages, which memory may be made of.
@@ -341,6 +346,7 @@ class Guest:
         self.name, self.qemu, self.memory = name, qemu, memory
         # The size of the machine and that of the balloon's guest are larger by it.
         self._overhead = overhead(kernel, memory)
+        self._patience = patience(kernel)
         self.arch, self.program = arch(kernel), program(kernel, qemu)
         self.boot_seconds = 0.0
         self._agent: Optional[socket.socket] = None
@@ -362,7 +368,7 @@ class Guest:
         try:
             self._launch(args, logs)
             if not incoming:
-                self._boot(BOOT_SECONDS)
+                self._boot(BOOT_SECONDS * self._patience)
         except BaseException:
             self._destroy()
             raise
@@ -426,6 +432,7 @@ class Guest:
         """Run a shell script in the guest; return its stdout and stderr."""
         assert self._agent
         data = script.encode()
+        timeout *= self._patience
         deadline = time.monotonic() + timeout
         self._agent.settimeout(timeout)
         self._agent.sendall(b"run %d\n" % len(data) + data)
@@ -498,7 +505,7 @@ class Guest:
     def ask(self, timeout: float = 30, wait: bool = True) -> Dict[str, int]:
         """Ask for all unused pages; how the misc queue's counters rose by the answer."""
         path = "/machine/peripheral/balloon0"
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * self._patience
 
         def over() -> None:
             while self.qmp("qom-get", path=path, property="misc-vq-ask"):
@@ -567,6 +574,7 @@ class Guest:
         event: QEMU may hold that back for a second, but its time stamp is
         exact, and so there is no need to poll closely and disturb the guest.
         """
+        timeout *= self._patience
         stats, cpu, rss = self.stats(), self.cpu_seconds(), self.rss()
         first = last = self.actual()
         self._vm.get_qmp_events(wait=False)
@@ -618,7 +626,7 @@ class Guest:
         misc, rss, target_rss = self.stats("misc-vq"), self.rss(), target.rss()
         target.qmp("migrate-incoming", uri=uri)
         self.qmp("migrate", uri=uri)
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * self._patience
         while True:
             info: Dict[str, Any] = self.qmp("query-migrate")
             if info.get("status") == "completed":
