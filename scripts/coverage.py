@@ -21,19 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("BUILD") or ROOT / "build").resolve()
 OUT = BUILD / "coverage"
 LAB = ROOT / "tools/testing/selftests/balloon/qemu"
+sys.path.insert(0, str(LAB))
+from lab import artifact  # noqa: E402 pylint: disable=import-error, wrong-import-position
+
 KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
           "drivers/virtio/virtio_balloon_core", "drivers/virtio/virtio_balloon_bitmap",
           "drivers/virtio/virtio_balloon_misc"]
 QEMU = ["hw_virtio_virtio-balloon-bitmap.c", "hw_virtio_virtio-balloon-misc.c",
         "migration_unused-pages.c"]
 AT_LEAST = 90
-
-
-def build(name: str) -> str:
-    """The directory of a build."""
-    out = subprocess.run([ROOT / "scripts/build.sh", name], check=True, stdout=subprocess.PIPE,
-                         text=True).stdout
-    return out.strip().splitlines()[-1]
 
 
 def merged(archives: List[Path], objects: Path) -> Path:
@@ -96,7 +92,7 @@ def report(data: Path) -> Dict[str, float]:
 
 def main() -> int:
     """Build, run, add up, print."""
-    guest, qemu = build("guest-gcov"), build("qemu-gcov")
+    guest, qemu = str(artifact("guest-gcov")), str(artifact("qemu-gcov"))
     shutil.rmtree(OUT, ignore_errors=True)
     (OUT / "guests").mkdir(parents=True)
     objects = BUILD / "qemu-gcov-obj"

@@ -24,6 +24,9 @@ WORK = Path(os.environ.get("BUILD") or ROOT / "build").resolve() / "mutants"
 REPO = WORK / "repo"
 CACHE = Path(os.environ.get("CACHE") or Path.home() / ".cache/balloon")
 LAB = "tools/testing/selftests/balloon/qemu"
+sys.path.insert(0, str(ROOT / LAB))
+from lab import artifact  # noqa: E402 pylint: disable=import-error, wrong-import-position
+
 BITMAP = "drivers/virtio/virtio_balloon_bitmap.c"
 MISC = "drivers/virtio/virtio_balloon_misc.c"
 DEVICE = "qemu/hw/virtio/virtio-balloon-bitmap.c"
@@ -57,12 +60,16 @@ MUTANTS = [
            "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n",
            "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2, "kunit"),
     Mutant("4 the balloon moves without its lock", "patches/*-inflate-and-deflate-by-page-bitmaps.patch",
-           """+	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
-+		vb->num_pages += num;
-""",
-           """+	mutex_unlock(&vb->balloon_lock);
+           """+	mutex_lock(&vb->balloon_lock);
 +	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
 +		vb->num_pages += num;
++	else
++		num = 0;
+""",
+           """+	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
++		vb->num_pages += num;
++	else
++		num = 0;
 +	mutex_lock(&vb->balloon_lock);
 """, "debug", "guest-debug"),
     Mutant("5 unbounded work under the lock", BITMAP,
@@ -129,10 +136,8 @@ def environment() -> Dict[str, str]:
     cache.mkdir(parents=True, exist_ok=True)
     if not (cache / "dl").exists():
         shutil.copytree(CACHE / "dl", cache / "dl", copy_function=os.link)
-    qemu = subprocess.run([ROOT / "scripts/build.sh", "qemu"], check=True, text=True,
-                          stdout=subprocess.PIPE).stdout.strip().splitlines()[-1]
     return {**os.environ, "BUILD": str(WORK / "build"), "CACHE": str(cache),
-            "BALLOON_LAB_QEMU": qemu}
+            "BALLOON_LAB_QEMU": str(artifact("qemu"))}
 
 
 def prepare(env: Dict[str, str]) -> None:

@@ -971,7 +971,7 @@ static void device_no_memory_probe(struct kunit *test)
 }
 
 #ifdef CONFIG_PM_SLEEP
-/* The same of suspend, which must not fail, and of resume, which may once. */
+/* The same of suspend, which never fails, and of resume, which may, but not for ever. */
 static void device_no_memory_sleeps(struct kunit *test)
 {
 	struct account before = take_account();
@@ -988,7 +988,7 @@ static void device_no_memory_sleeps(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, d->nr_inside, 0);
 		if (virtio_device_restore(&d->vdev)) {
 			refused++;
-			/* As the next suspend and resume would. */
+			/* The next suspend and resume */
 			fail_nth(0);
 			KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
 			KUNIT_ASSERT_EQ(test, virtio_device_restore(&d->vdev), 0);
