@@ -14,6 +14,7 @@
 #include <linux/highmem.h>
 #include <linux/io.h>
 #include <linux/jiffies.h>
+#include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -114,6 +115,7 @@ struct device_double {
 	struct completion happened;
 	unsigned int fail_nth;		/* allocation of probe that fails, if any */
 	bool lenient;			/* after a fault, messages may come twice */
+	bool blind;			/* uses buffers unread, to be fast */
 
 	u8 request[VIRTIO_BALLOON_REQ_LEN];
 	unsigned int request_len;	/* 0: nothing to ask */
@@ -369,7 +371,7 @@ static bool take(struct device_double *d, enum role role, u16 head)
 			memcpy(desc_buf(d, desc), d->request, sizeof(d->request));
 		len = d->request_len;
 		d->request_len = 0;
-	} else if (role == INFLATE || role == DEFLATE || role == MISC) {
+	} else if (!d->blind && (role == INFLATE || role == DEFLATE || role == MISC)) {
 		for (; desc; desc = next_desc(d, q, desc)) {
 			if (desc_writable(d, desc))
 				wrong(d, "a message that is to be written");
@@ -889,6 +891,62 @@ static void device_faults(struct kunit *test)
 	}
 }
 
+/* The device breaks while a message is made: nobody waits for what was not sent. */
+static void device_breaks(struct kunit *test)
+{
+	static const u64 features[] = { BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1) };
+	struct account before = take_account();
+	unsigned long whole[2] = {};	/* time that the balloon takes to deflate, us */
+	unsigned int i;
+
+	for (i = 0; i < 50; i++) {
+		struct device_double *d = double_start(test, features[i % 2], 128);
+		ktime_t begin;
+
+		mutex_lock(&d->lock);
+		d->blind = true;
+		mutex_unlock(&d->lock);
+		target(d, SZ_64M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		begin = ktime_get();
+		target(d, 0);
+		if (i < 2) {
+			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+			whole[i] = ktime_us_delta(ktime_get(), begin);
+		} else {
+			usleep_range(whole[i % 2] * i / 50, whole[i % 2] * i / 50 + 1);
+			virtio_break_device(&d->vdev);
+		}
+		remove_and_judge(d, &before, "breaks");
+	}
+}
+
+/* The device goes while it is answered: nothing is used that is gone with it. */
+static void device_leaves(struct kunit *test)
+{
+	struct account before = take_account();
+	unsigned long whole = 0;	/* time that an answer takes, us */
+	unsigned int i;
+
+	for (i = 0; i < 50; i++) {
+		struct device_double *d = double_start(test, ALL, 4);
+		ktime_t begin = ktime_get();
+
+		if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+			double_remove(d);
+			kunit_skip(test, "the misc queue is declined");
+		}
+		ask_unused(d, 1);
+		if (!i) {
+			KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
+			whole = ktime_us_delta(ktime_get(), begin);
+		} else {
+			usleep_range(whole * i / 50, whole * i / 50 + 1);
+		}
+		remove_and_judge(d, &before, "leaves");
+	}
+}
+
 /* Fewer queues than asked for: probe fails, and leaves nothing. */
 static void device_no_queues(struct kunit *test)
 {
@@ -1098,6 +1156,8 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_chunks),
 	KUNIT_CASE_SLOW(device_answers),
 	KUNIT_CASE_SLOW(device_faults),
+	KUNIT_CASE_SLOW(device_breaks),
+	KUNIT_CASE_SLOW(device_leaves),
 	KUNIT_CASE_SLOW(device_no_queues),
 #ifdef CONFIG_PM_SLEEP
 	KUNIT_CASE_SLOW(device_sleeps),
