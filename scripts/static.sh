@@ -116,16 +116,19 @@ lint() {
 	done
 }
 
-# Each of our files has somebody who looks after it, in either tree.
-maintainers() {
-	local kind file
-	for kind in linux qemu; do
-		for file in $(scripts/series.py inputs $kind); do
-			(cd "$BUILD/$kind" && perl scripts/get_maintainer.pl --no-git --no-git-fallback \
-				-f "${file#qemu/}" 2>/dev/null) | grep -qE 'maintainer|supporter' ||
-				{ echo "$file: nobody's"; return 1; }
-		done
+# maintainers_of KIND PATCHES SECTIONS: one of them names each file that is ours
+maintainers_of() {
+	local file
+	sed -n 's/^Adds: //p' "$2"/*.patch | while read -r file; do
+		(cd "$BUILD/$1" && perl scripts/get_maintainer.pl --no-git --no-git-fallback \
+			--sections -f "${file#qemu/}" 2>/dev/null) | grep -E "^($3)\$" >/dev/null ||
+			{ echo "$file: not in $3"; exit 1; }
 	done
+}
+
+maintainers() {
+	maintainers_of linux patches 'VIRTIO BALLOON'
+	maintainers_of qemu qemu/patches 'virtio-balloon|Migration|Memory API'
 }
 
 # Headers for user space compile by themselves, as C90.
@@ -141,11 +144,11 @@ headers() {
 
 # steps_of KIND: the commits of a series; a tree to check them out in
 steps_of() {
-	scripts/series.py --build "$BUILD" mails "$1" >/dev/null
-	[ -e "$BUILD/$1-steps" ] ||
-		git -C "$BUILD/$1" worktree add -q --detach "$BUILD/$1-steps" pristine
-	mkdir -p "$BUILD/$1-steps-obj"
-	git -C "$BUILD/$1" rev-list --reverse pristine..composed
+	scripts/series.py --build "$BUILD" mails "$1" >/dev/null &&
+	{ [ -e "$BUILD/$1-steps" ] ||
+		git -C "$BUILD/$1" worktree add -q --detach "$BUILD/$1-steps" pristine; } &&
+	mkdir -p "$BUILD/$1-steps-obj" &&
+	git -C "$BUILD/$1" rev-list --reverse pristine..composed | grep .
 }
 
 # step KIND TEXT COMMAND...: it succeeds, and does not warn about what we touch. A
@@ -158,7 +161,12 @@ step() {
 		return 1
 	fi
 	out=$(grep -E '(balloon|page_bitmap|page_alloc|unused.pages|late-dirty).*warning' "$tree.log" || true)
-	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+	if [ -n "$out" ]; then
+		printf '%s\n' "$out"
+		# What is built is not built, and warned of, again.
+		rm -rf "$tree-obj"
+		return 1
+	fi
 	git -C "$tree" log -1 --format="$text: %s"
 }
 
@@ -183,14 +191,15 @@ step_boots() {
 # Each step of the series by itself: it must build, without a new warning, with the
 # driver built in, without it, and as a module; and boot if mm is another one.
 steps() {
-	local commit balloon
-	for commit in $(steps_of linux); do
+	local commits commit balloon changed
+	commits=$(steps_of linux)
+	for commit in $commits; do
 		git -C "$BUILD/linux-steps" checkout -q "$commit"
 		for balloon in y n m; do
 			step linux "builds, VIRTIO_BALLOON=$balloon" step_linux $balloon mm/ drivers/virtio/
 		done
-		! git -C "$BUILD/linux-steps" diff --name-only HEAD~ | grep -q '^mm/[^/]*\.c$' ||
-			step linux boots step_boots
+		changed=$(git -C "$BUILD/linux-steps" diff --name-only HEAD~)
+		! grep -q '^mm/[^/]*\.c$' <<<"$changed" || step linux boots step_boots
 	done
 }
 
@@ -205,8 +214,9 @@ step_qemu() (
 
 # The same of QEMU's series.
 steps_qemu() {
-	local commit
-	for commit in $(steps_of qemu); do
+	local commits commit
+	commits=$(steps_of qemu)
+	for commit in $commits; do
 		git -C "$BUILD/qemu-steps" checkout -q "$commit"
 		step qemu builds step_qemu
 	done

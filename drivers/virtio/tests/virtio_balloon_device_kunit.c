@@ -20,6 +20,7 @@
 #include <linux/mutex.h>
 #include <linux/page_reporting.h>
 #include <linux/prandom.h>
+#include <linux/sched.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -107,6 +108,7 @@ struct device_double {
 	unsigned long nr_inside;
 	unsigned long moved;		/* pages since the driver last told its size... */
 	unsigned long most_moved;	/* ...and the most that there were */
+	ktime_t done;			/* when it did, or ended an answer */
 	const char *wrong;		/* the first thing that the driver did wrong */
 
 	enum fault fault;
@@ -122,6 +124,7 @@ struct device_double {
 	u64 id;
 	unsigned long reported;
 	unsigned int answers, errors;
+	unsigned int hints;		/* buffers on the hint queue */
 };
 
 static struct device_double *to_double(struct virtio_device *vdev)
@@ -339,6 +342,7 @@ static void take_records(struct device_double *d, enum role role, const void *bu
 			return wrong(d, "a field of an answer");
 		take_bits(d, role, le64_to_cpu(hdr->start_pfn), (void *)(hdr + 1), bytes * 8);
 		d->answers += flag == BALLOON_FLAG_DONE;
+		d->done = ktime_get();
 		d->errors += flag == BALLOON_FLAG_ERROR;
 		buf += sizeof(*hdr) + bytes;
 		len -= sizeof(*hdr) + bytes;
@@ -371,6 +375,8 @@ static bool take(struct device_double *d, enum role role, u16 head)
 			memcpy(desc_buf(d, desc), d->request, sizeof(d->request));
 		len = d->request_len;
 		d->request_len = 0;
+	} else if (role == HINT) {
+		d->hints++;
 	} else if (!d->blind && (role == INFLATE || role == DEFLATE || role == MISC)) {
 		for (; desc; desc = next_desc(d, q, desc)) {
 			if (desc_writable(d, desc))
@@ -447,8 +453,10 @@ static void double_set(struct virtio_device *vdev, unsigned int offset, const vo
 	mutex_lock(&d->lock);
 	if (offset + len <= sizeof(d->config))
 		memcpy((void *)&d->config + offset, buf, len);
-	if (offset == offsetof(struct virtio_balloon_config, actual))
+	if (offset == offsetof(struct virtio_balloon_config, actual)) {
 		d->moved = 0;
+		d->done = ktime_get();
+	}
 	mutex_unlock(&d->lock);
 }
 
@@ -479,9 +487,10 @@ static void double_reset(struct virtio_device *vdev)
 	mutex_unlock(&d->lock);
 }
 
-static void double_del_vqs(struct virtio_device *vdev)
+/* Returns whether there were any. */
+static bool double_drop_vqs(struct device_double *d)
 {
-	struct device_double *d = to_double(vdev);
+	bool any = false;
 	enum role role;
 
 	for (role = 0; role < ROLES; role++) {
@@ -492,7 +501,17 @@ static void double_del_vqs(struct virtio_device *vdev)
 		mutex_unlock(&d->lock);
 		if (vq)
 			vring_del_virtqueue(vq);
+		any |= !!vq;
 	}
+	return any;
+}
+
+static void double_del_vqs(struct virtio_device *vdev)
+{
+	struct device_double *d = to_double(vdev);
+
+	if (!double_drop_vqs(d))
+		wrong(d, "no queues to delete");
 }
 
 static int double_find_vqs(struct virtio_device *vdev, unsigned int nvqs, struct virtqueue *vqs[],
@@ -513,7 +532,7 @@ static int double_find_vqs(struct virtio_device *vdev, unsigned int nvqs, struct
 							false, info[i].ctx, double_notify,
 							info[i].callback, info[i].name);
 		if (!vqs[i]) {
-			double_del_vqs(vdev);
+			double_drop_vqs(d);
 			/* Of all errors the one that nobody complains about */
 			return -ENXIO;
 		}
@@ -527,9 +546,9 @@ static int double_find_vqs(struct virtio_device *vdev, unsigned int nvqs, struct
 
 #ifdef CONFIG_FAULT_INJECTION
 /*
- * The nth allocation of this task fails from here on, or none.
- * Returns whether the one before did. That those fail too which could wait for
- * memory is set in debugfs: ignore-gfp-wait.
+ * The nth allocation of this task, of no other, fails from here on, or none.
+ * Returns whether the one that was to fail before did. That those fail too
+ * which could wait for memory is set in debugfs: ignore-gfp-wait.
  */
 static bool fail_nth(unsigned int n)
 {
@@ -891,34 +910,43 @@ static void device_faults(struct kunit *test)
 	}
 }
 
+/* Moments from the first to the last of what is interrupted */
+#define MOMENTS	20
+
 /* The device breaks while a message is made: nobody waits for what was not sent. */
 static void device_breaks(struct kunit *test)
 {
 	static const u64 features[] = { BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1) };
 	struct account before = take_account();
-	unsigned long whole[2] = {};	/* time that the balloon takes to deflate, us */
-	unsigned int i;
+	unsigned int i, j, in_time = 0;
 
-	for (i = 0; i < 50; i++) {
-		struct device_double *d = double_start(test, features[i % 2], 128);
-		ktime_t begin;
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		unsigned long whole = 0;	/* time that it takes to deflate, us */
 
-		mutex_lock(&d->lock);
-		d->blind = true;
-		mutex_unlock(&d->lock);
-		target(d, SZ_64M);
-		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
-		begin = ktime_get();
-		target(d, 0);
-		if (i < 2) {
+		for (j = 0; j <= MOMENTS; j++) {
+			struct device_double *d = double_start(test, features[i], 128);
+			ktime_t begin;
+
+			mutex_lock(&d->lock);
+			d->blind = true;
+			mutex_unlock(&d->lock);
+			target(d, SZ_64M);
 			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
-			whole[i] = ktime_us_delta(ktime_get(), begin);
-		} else {
-			usleep_range(whole[i % 2] * i / 50, whole[i % 2] * i / 50 + 1);
-			virtio_break_device(&d->vdev);
+			begin = ktime_get();
+			target(d, 0);
+			if (!j) {
+				KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+				whole = min(ktime_us_delta(d->done, begin), USEC_PER_SEC);
+			} else {
+				usleep_range(whole * j / MOMENTS, whole * j / MOMENTS + 1);
+				virtio_break_device(&d->vdev);
+				in_time += !arrived(d);
+			}
+			remove_and_judge(d, &before, "breaks");
 		}
-		remove_and_judge(d, &before, "breaks");
 	}
+	kunit_info(test, "%u in time", in_time);
+	KUNIT_EXPECT_GT(test, in_time, 0);
 }
 
 /* The device goes while it is answered: nothing is used that is gone with it. */
@@ -926,9 +954,9 @@ static void device_leaves(struct kunit *test)
 {
 	struct account before = take_account();
 	unsigned long whole = 0;	/* time that an answer takes, us */
-	unsigned int i;
+	unsigned int i, in_time = 0;
 
-	for (i = 0; i < 50; i++) {
+	for (i = 0; i <= MOMENTS; i++) {
 		struct device_double *d = double_start(test, ALL, 4);
 		ktime_t begin = ktime_get();
 
@@ -939,12 +967,15 @@ static void device_leaves(struct kunit *test)
 		ask_unused(d, 1);
 		if (!i) {
 			KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
-			whole = ktime_us_delta(ktime_get(), begin);
+			whole = min(ktime_us_delta(d->done, begin), USEC_PER_SEC);
 		} else {
-			usleep_range(whole * i / 50, whole * i / 50 + 1);
+			usleep_range(whole * i / MOMENTS, whole * i / MOMENTS + 1);
+			in_time += !answered(d);
 		}
 		remove_and_judge(d, &before, "leaves");
 	}
+	kunit_info(test, "%u in time", in_time);
+	KUNIT_EXPECT_GT(test, in_time, 0);
 }
 
 /* Fewer queues than asked for: probe fails, and leaves nothing. */
@@ -997,35 +1028,102 @@ static void device_sleeps(struct kunit *test)
 	}
 	remove_and_judge(d, &before, "sleeps");
 }
+
+/* Resume finds no queues: the next one may, and there is a way out. */
+static void device_no_resume(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_start(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ) |
+					       BIT_ULL(VIRTIO_BALLOON_F_REPORTING), 32);
+	unsigned int i;
+
+	for (i = 0; i < 4; i++) {
+		target(d, SZ_8M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		d->no_vqs = i;
+		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+		KUNIT_EXPECT_NE(test, virtio_device_restore(&d->vdev), 0);
+		if (i == 3)
+			break;
+		d->no_vqs = ROLES;
+		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
+	}
+	remove_and_judge(d, &before, "no resume");
+}
+
+static void hint(struct device_double *d, u32 id)
+{
+	mutex_lock(&d->lock);
+	d->config.free_page_hint_cmd_id = cpu_to_le32(id);
+	d->hints = 0;
+	mutex_unlock(&d->lock);
+	virtio_config_changed(&d->vdev);
+}
+
+static bool hinted(struct device_double *d)
+{
+	bool ret;
+
+	mutex_lock(&d->lock);
+	ret = d->hints;
+	mutex_unlock(&d->lock);
+	return ret;
+}
+
+/* Suspended with a command id that is not read yet, hinting is there again after it. */
+static void device_sleeps_hinting(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_start(test, BITMAPS |
+					       BIT_ULL(VIRTIO_BALLOON_F_FREE_PAGE_HINT), 32);
+	unsigned int i;
+
+	for (i = 0; i < 20; i++) {
+		hint(d, 2 * i + 2);
+		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
+		hint(d, 2 * i + 3);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(hinted(d), 10000), "%u", i);
+		hint(d, VIRTIO_BALLOON_CMD_ID_DONE);
+	}
+	remove_and_judge(d, &before, "sleeps hinting");
+}
 #endif
 
-/* Each allocation of probe fails in turn: it fails or can do without. */
+/* No more allocations than so many, or a test does not end. */
+#define MANY	1000
+
+/* Each allocation of probe fails in turn: either probe fails, or it can do without. */
 static void device_no_memory_probe(struct kunit *test)
 {
 	unsigned int n, refused = 0;
 	bool failed = true;
 
-	for (n = 1; failed; n++) {
+	double_remove(double_start(test, ALL, 32));
+	if (!IS_ENABLED(CONFIG_FAULT_INJECTION))
+		kunit_skip(test, "no fault injection");
+	for (n = 1; failed && n < MANY; n++) {
 		struct account before = take_account();
 		struct device_double *d =
 			double_new(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ) |
 				   BIT_ULL(VIRTIO_BALLOON_F_FREE_PAGE_HINT) |
 				   BIT_ULL(VIRTIO_BALLOON_F_DEFLATE_ON_OOM) |
 				   BIT_ULL(VIRTIO_BALLOON_F_REPORTING), 32);
+		bool taken;
 
 		d->fail_nth = n;
-		if (double_add(d)) {
+		taken = double_add(d);
+		failed = fail_nth(0);
+		refused += !taken;
+		if (taken) {
 			target(d, SZ_4M);
 			KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%u", n);
-		} else {
-			refused++;
 		}
-		failed = fail_nth(0);
 		remove_and_judge(d, &before, "no memory in probe");
 	}
 	kunit_info(test, "%u of %u made probe fail", refused, n - 2);
-	if (!refused)
-		kunit_skip(test, "no allocation of the driver failed");
+	KUNIT_EXPECT_FALSE(test, failed);
 }
 
 #ifdef CONFIG_PM_SLEEP
@@ -1033,36 +1131,39 @@ static void device_no_memory_probe(struct kunit *test)
 static void device_no_memory_sleeps(struct kunit *test)
 {
 	struct account before = take_account();
-	struct device_double *d = double_start(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ), 4);
+	struct device_double *d = double_start(test, ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ) |
+					       BIT_ULL(VIRTIO_BALLOON_F_REPORTING), 32);
 	unsigned int n, refused = 0;
 	bool failed = true;
 
-	for (n = 1; failed; n++) {
+	if (!IS_ENABLED(CONFIG_FAULT_INJECTION)) {
+		double_remove(d);
+		kunit_skip(test, "no fault injection");
+	}
+	for (n = 1; failed && n < MANY; n++) {
+		int err;
+
 		target(d, SZ_16M);
 		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%u", n);
 		fail_nth(n);
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
 		failed = fail_nth(n);
 		KUNIT_EXPECT_EQ(test, d->nr_inside, 0);
-		if (virtio_device_restore(&d->vdev)) {
+		err = virtio_device_restore(&d->vdev);
+		failed |= fail_nth(0);
+		if (err) {
 			refused++;
 			/* The next suspend and resume */
-			fail_nth(0);
 			KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
-			KUNIT_ASSERT_EQ(test, virtio_device_restore(&d->vdev), 0);
-			failed = true;
+			err = virtio_device_restore(&d->vdev);
+			KUNIT_EXPECT_EQ_MSG(test, err, 0, "%u", n);
+			if (err)
+				break;
 		}
-		failed |= fail_nth(0);
 	}
 	kunit_info(test, "%u of %u made resume fail", refused, n - 2);
-
-	/* Gone after a resume that failed. */
-	KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
-	d->no_vqs = 1;
-	KUNIT_EXPECT_NE(test, virtio_device_restore(&d->vdev), 0);
-	remove_and_judge(d, &before, "no memory in resume");
-	if (!refused)
-		kunit_skip(test, "no allocation of the driver failed");
+	KUNIT_EXPECT_FALSE(test, failed);
+	remove_and_judge(d, &before, "no memory in suspend and resume");
 }
 #endif
 
@@ -1161,6 +1262,8 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_no_queues),
 #ifdef CONFIG_PM_SLEEP
 	KUNIT_CASE_SLOW(device_sleeps),
+	KUNIT_CASE_SLOW(device_no_resume),
+	KUNIT_CASE_SLOW(device_sleeps_hinting),
 #endif
 	KUNIT_CASE_SLOW(device_no_memory_probe),
 #ifdef CONFIG_PM_SLEEP
