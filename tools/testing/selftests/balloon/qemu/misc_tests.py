@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Set, Tuple
 from harness import (FAST, MISC_BIT, Failure, Run, configured, equal, features,
                      free_page_hints, needs, needs_pending_interrupts, refuses, require, test,
                      variants)
-from lab import GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, arch
+from lab import GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, arch, patience
 
 MISC = {"misc-vq": "on"}
 
@@ -237,7 +237,7 @@ def misc_hotplug(run: Run) -> None:
             done'""")
         total = guest.meminfo()["MemTotal"]
         seen: Set[int] = set()
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 90 * patience(run.kernel)
         for number in itertools.count():
             answered(guest)
             seen.add(guest.meminfo()["MemTotal"])
@@ -376,7 +376,7 @@ def misc_migration_cancelled(run: Run) -> None:
                 source.qmp("migrate", uri=uri)
                 time.sleep(delay)
                 source.qmp("migrate_cancel")
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 20 * patience(run.kernel)
                 while source.qmp("query-migrate").get("status") not in ("cancelled", "failed"):
                     require(time.monotonic() < deadline, f"{source.qmp('query-migrate')}")
                     time.sleep(0.01)
@@ -410,10 +410,10 @@ def misc_snapshot(run: Run) -> None:
                       capabilities=[{"capability": "background-snapshot", "state": True}])
         except LabError as error:
             raise Skip(f"the host cannot: {error}") from error
-        guest.qmp("migrate-set-parameters", **{"max-bandwidth": 8 * MIB})
+        guest.qmp("migrate-set-parameters", **{"max-bandwidth": MIB})
         before, asked = guest.stats(), guest.stats("misc-vq")
         guest.qmp("migrate", uri="exec:cat > /dev/null")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * patience(run.kernel)
         while guest.qmp("query-migrate").get("status") != "active":
             require(time.monotonic() < deadline, "the snapshot does not begin")
             time.sleep(0.02)
