@@ -913,6 +913,21 @@ static void device_faults(struct kunit *test)
 /* Moments from the first to the last of what is interrupted */
 #define MOMENTS	20
 
+/*
+ * Wait for the @i-th of these moments. At first wait for the end, which says
+ * how much time there is: @whole, in microseconds.
+ */
+static void await_moment(struct device_double *d, unsigned int i, ktime_t begin,
+			 bool (*over)(struct device_double *d), unsigned long *whole)
+{
+	if (i) {
+		usleep_range(*whole * i / MOMENTS, *whole * i / MOMENTS + 1);
+		return;
+	}
+	KUNIT_EXPECT_TRUE(d->test, eventually(over(d), 10000));
+	*whole = min(ktime_us_delta(d->done, begin), USEC_PER_SEC);
+}
+
 /* The device breaks while a message is made: nobody waits for what was not sent. */
 static void device_breaks(struct kunit *test)
 {
@@ -921,7 +936,7 @@ static void device_breaks(struct kunit *test)
 	unsigned int i, j, in_time = 0;
 
 	for (i = 0; i < ARRAY_SIZE(features); i++) {
-		unsigned long whole = 0;	/* time that it takes to deflate, us */
+		unsigned long whole = 0;
 
 		for (j = 0; j <= MOMENTS; j++) {
 			struct device_double *d = double_start(test, features[i], 128);
@@ -934,14 +949,9 @@ static void device_breaks(struct kunit *test)
 			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
 			begin = ktime_get();
 			target(d, 0);
-			if (!j) {
-				KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
-				whole = min(ktime_us_delta(d->done, begin), USEC_PER_SEC);
-			} else {
-				usleep_range(whole * j / MOMENTS, whole * j / MOMENTS + 1);
-				virtio_break_device(&d->vdev);
-				in_time += !arrived(d);
-			}
+			await_moment(d, j, begin, arrived, &whole);
+			virtio_break_device(&d->vdev);
+			in_time += !arrived(d);
 			remove_and_judge(d, &before, "breaks");
 		}
 	}
@@ -953,7 +963,7 @@ static void device_breaks(struct kunit *test)
 static void device_leaves(struct kunit *test)
 {
 	struct account before = take_account();
-	unsigned long whole = 0;	/* time that an answer takes, us */
+	unsigned long whole = 0;
 	unsigned int i, in_time = 0;
 
 	for (i = 0; i <= MOMENTS; i++) {
@@ -965,13 +975,8 @@ static void device_leaves(struct kunit *test)
 			kunit_skip(test, "the misc queue is declined");
 		}
 		ask_unused(d, 1);
-		if (!i) {
-			KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
-			whole = min(ktime_us_delta(d->done, begin), USEC_PER_SEC);
-		} else {
-			usleep_range(whole * i / MOMENTS, whole * i / MOMENTS + 1);
-			in_time += !answered(d);
-		}
+		await_moment(d, i, begin, answered, &whole);
+		in_time += !answered(d);
 		remove_and_judge(d, &before, "leaves");
 	}
 	kunit_info(test, "%u in time", in_time);

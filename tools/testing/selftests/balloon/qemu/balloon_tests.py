@@ -229,7 +229,7 @@ def neighbours(run: Run) -> None:
         device = "/machine/peripheral/balloon0"
         guest.qmp("qom-set", path=device, property="guest-stats-polling-interval", value=1)
         exercise(guest, 256 * MIB, run.bitmap, rounds=2)
-        deadline = time.monotonic() + 15 * lab.patience(run.kernel)
+        deadline = guest.deadline(15)
         total, seen = guest.meminfo()["MemTotal"], -1
         while seen != total:
             require(time.monotonic() < deadline,

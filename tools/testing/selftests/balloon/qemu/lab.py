@@ -368,7 +368,7 @@ class Guest:
         try:
             self._launch(args, logs)
             if not incoming:
-                self._boot(BOOT_SECONDS * self._patience)
+                self._boot(BOOT_SECONDS)
         except BaseException:
             self._destroy()
             raise
@@ -390,8 +390,8 @@ class Guest:
         self.pid: int = self._vm.get_pid()
 
     def _boot(self, timeout: float) -> None:
-        started = time.monotonic()
-        while self._frame(started + timeout)[0] != "up":
+        started, deadline = time.monotonic(), self.deadline(timeout)
+        while self._frame(deadline)[0] != "up":
             pass
         self.sh("load_modules")
         self.boot_seconds = time.monotonic() - started
@@ -428,13 +428,16 @@ class Guest:
         payload, self._buffer = self._buffer[:size], self._buffer[size:]
         return kind, int(number), payload
 
+    def deadline(self, seconds: float) -> float:
+        """When so much time is over, of which a slow kernel has more."""
+        return time.monotonic() + seconds * self._patience
+
     def sh(self, script: str, timeout: float = 30) -> str:
         """Run a shell script in the guest; return its stdout and stderr."""
         assert self._agent
         data = script.encode()
-        timeout *= self._patience
-        deadline = time.monotonic() + timeout
-        self._agent.settimeout(timeout)
+        deadline = self.deadline(timeout)
+        self._agent.settimeout(timeout * self._patience)
         self._agent.sendall(b"run %d\n" % len(data) + data)
         output = b""
         while True:
@@ -487,7 +490,7 @@ class Guest:
 
     def wait_status(self, status: str, timeout: float = 30) -> None:
         """Wait for a run state."""
-        deadline = time.monotonic() + timeout * self._patience
+        deadline = self.deadline(timeout)
         while self.status() != status:
             if time.monotonic() > deadline:
                 raise LabError(f"{self.name}: {self.status()}, not {status}")
@@ -505,7 +508,7 @@ class Guest:
     def ask(self, timeout: float = 30, wait: bool = True) -> Dict[str, int]:
         """Ask for all unused pages; how the misc queue's counters rose by the answer."""
         path = "/machine/peripheral/balloon0"
-        deadline = time.monotonic() + timeout * self._patience
+        deadline = self.deadline(timeout)
 
         def over() -> None:
             while self.qmp("qom-get", path=path, property="misc-vq-ask"):
@@ -605,7 +608,7 @@ class Guest:
         self.qmp("set-action", reboot="reset")
         self._buffer = b""
         self.qmp("system_reset")
-        self._boot(timeout * self._patience)
+        self._boot(timeout)
         self.qmp("set-action", reboot="shutdown")
 
     def migrate_to(self, target: Guest, capabilities: Sequence[str] = (),
@@ -626,7 +629,7 @@ class Guest:
         misc, rss, target_rss = self.stats("misc-vq"), self.rss(), target.rss()
         target.qmp("migrate-incoming", uri=uri)
         self.qmp("migrate", uri=uri)
-        deadline = time.monotonic() + timeout * self._patience
+        deadline = self.deadline(timeout)
         while True:
             info: Dict[str, Any] = self.qmp("query-migrate")
             if info.get("status") == "completed":

@@ -237,7 +237,7 @@ def misc_hotplug(run: Run) -> None:
             done'""")
         total = guest.meminfo()["MemTotal"]
         seen: Set[int] = set()
-        deadline = time.monotonic() + 90 * patience(run.kernel)
+        deadline = guest.deadline(90)
         for number in itertools.count():
             answered(guest)
             seen.add(guest.meminfo()["MemTotal"])
@@ -376,7 +376,7 @@ def misc_migration_cancelled(run: Run) -> None:
                 source.qmp("migrate", uri=uri)
                 time.sleep(delay)
                 source.qmp("migrate_cancel")
-                deadline = time.monotonic() + 20 * patience(run.kernel)
+                deadline = source.deadline(20)
                 while source.qmp("query-migrate").get("status") not in ("cancelled", "failed"):
                     require(time.monotonic() < deadline, f"{source.qmp('query-migrate')}")
                     time.sleep(0.01)
@@ -413,7 +413,7 @@ def misc_snapshot(run: Run) -> None:
         guest.qmp("migrate-set-parameters", **{"max-bandwidth": MIB})
         before, asked = guest.stats(), guest.stats("misc-vq")
         guest.qmp("migrate", uri="exec:cat > /dev/null")
-        deadline = time.monotonic() + 60 * patience(run.kernel)
+        deadline = guest.deadline(60)
         while guest.qmp("query-migrate").get("status") != "active":
             require(time.monotonic() < deadline, "the snapshot does not begin")
             time.sleep(0.02)
