@@ -1054,6 +1054,8 @@ static void device_no_resume(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
 		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
 	}
+	/* What was freed would be reported after two seconds. */
+	ssleep(3);
 	remove_and_judge(d, &before, "no resume");
 }
 
