@@ -142,13 +142,14 @@ def environment() -> Dict[str, str]:
 
 def prepare(env: Dict[str, str]) -> None:
     """Bring the copy up to date, and build what the faults are put into."""
+    # Anew, or what was renamed would be there twice.
+    shutil.rmtree(REPO, ignore_errors=True)
     subprocess.run(["git", "-C", ROOT, "checkout-index", "-afq", f"--prefix={REPO}/"], check=True)
     names = subprocess.run(["git", "-C", ROOT, "diff", "--name-only"], check=True,
                            stdout=subprocess.PIPE, text=True).stdout.split()
     for name in names:
         shutil.copy(ROOT / name, REPO / name)
-    if not (REPO / ".git").exists():
-        subprocess.run(["git", "-C", REPO, "init", "-q"], check=True)
+    subprocess.run(["git", "-C", REPO, "init", "-q"], check=True)
     subprocess.run(["git", "-C", REPO, "add", "-A"], check=True)
     subprocess.run(["scripts/build.sh", "tree"], cwd=REPO, env=env, check=True,
                    stdout=subprocess.DEVNULL)
