@@ -27,7 +27,7 @@
  * of their size but for the first of a range, so that the block is either one
  * of a larger order or lies around the beginning of the range.
  */
-static unsigned long unused_pages_around(unsigned long pfn)
+static unsigned long unused_pages_around(struct zone *zone, unsigned long pfn)
 {
 	unsigned int order;
 
@@ -38,7 +38,9 @@ static unsigned long unused_pages_around(unsigned long pfn)
 		if (head == pfn)
 			continue;
 		page = pfn_to_online_page(head);
-		if (page && PageBuddy(page) && buddy_order(page) >= order)
+		/* The lock that is held keeps no page of another zone as it is. */
+		if (page && page_zone(page) == zone && PageBuddy(page) &&
+		    buddy_order(page) >= order)
 			return head + (1UL << buddy_order(page)) - pfn;
 	}
 	return 0;
@@ -75,7 +77,7 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 
 	zone = page_zone(page);
 	spin_lock_irqsave(&zone->lock, flags);
-	nr = unused_pages_around(pfn);
+	nr = unused_pages_around(zone, pfn);
 	while (pfn < stop) {
 		/* Memory ends at the edges of pageblocks only. */
 		if (IS_ALIGNED(pfn, pageblock_nr_pages) && !pfn_to_online_page(pfn))
