@@ -14,6 +14,7 @@
 #include <linux/export.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
+#include <linux/page_owner.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
 #include <linux/swap.h>
@@ -186,6 +187,19 @@ static void balloon_free_block(struct page *page, unsigned int order)
 	}
 }
 
+/*
+ * Whether page frames that were allocated one by one may be freed as a block:
+ * not when each has a tag of allocation profiling, or an owner, of its own.
+ */
+static bool balloon_merges(void)
+{
+#ifdef CONFIG_PAGE_OWNER
+	if (static_branch_unlikely(&page_owner_inited))
+		return false;
+#endif
+	return !mem_alloc_profiling_enabled();
+}
+
 /* Free page frames that lie in one zone and were allocated one by one. */
 static void balloon_free_range(unsigned long pfn, unsigned long nr)
 {
@@ -225,13 +239,10 @@ void balloon_page_list_free(struct list_head *pages)
 			continue;
 		}
 
-		/*
-		 * A poisoned page must reach the allocator by itself, and
-		 * allocation profiling has given each page a tag of its own.
-		 */
+		/* A poisoned page must reach the allocator by itself. */
 		if (nr && page_to_pfn(page) == pfn + nr &&
 		    page_zone(page) == zone && !PageHWPoison(page) &&
-		    !mem_alloc_profiling_enabled()) {
+		    balloon_merges()) {
 			nr++;
 			continue;
 		}

@@ -626,8 +626,8 @@ def kselftest(run: Run) -> None:
 
 @test
 def debug(run: Run) -> None:
-    """everything once under lockdep, KASAN and, if there, kmemleak"""
-    with run.guest(kernel="guest-debug") as guest:
+    """everything once under lockdep, KASAN, page_owner and, if there, kmemleak"""
+    with run.guest(kernel="guest-debug", append="page_owner=on") as guest:
         exercise(guest, 512 * MIB, run.bitmap, rounds=2, stamped=64 * MIB)
         guest.set_target(512 * MIB)
         guest.sh("rmmod virtio_balloon; insmod /lib/modules/virtio_balloon.ko")
