@@ -68,7 +68,7 @@ void balloon_bitmap_attach(struct balloon_bitmap *bb, struct virtqueue *inflate_
 {
 	bb->inflate_vq = inflate_vq;
 	bb->deflate_vq = deflate_vq;
-	bb->moved = jiffies;
+	bb->moved = get_jiffies_64();
 	bb->quiet = false;
 }
 
@@ -79,8 +79,8 @@ void balloon_bitmap_attach(struct balloon_bitmap *bb, struct virtqueue *inflate_
  * From now on pages leave the balloon without a word to the device, and
  * messages that it has not used are forgotten.
  *
- * Context: The device was reset, and balloon_lock is held or nobody else uses
- * @bb.
+ * Context: The device was reset, or a queue is broken and no message in
+ * flight. balloon_lock is held, or nobody else uses @bb.
  */
 void balloon_bitmap_detach(struct balloon_bitmap *bb)
 {
@@ -118,7 +118,7 @@ bool balloon_bitmap_usable(const struct balloon_bitmap *bb)
 bool balloon_bitmap_migratable(const struct balloon_bitmap *bb)
 {
 	return balloon_bitmap_usable(bb) &&
-	       time_after_eq(jiffies, bb->moved + BALLOON_BITMAP_SETTLE);
+	       time_after_eq64(get_jiffies_64(), bb->moved + BALLOON_BITMAP_SETTLE);
 }
 
 static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,
@@ -331,7 +331,7 @@ bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages)
 	 */
 	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);
 	balloon_page_list_insert(bb->b_dev_info, pages);
-	bb->moved = jiffies;
+	bb->moved = get_jiffies_64();
 	return true;
 }
 
@@ -380,7 +380,7 @@ size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t 
 	if (bb->count_managed)
 		balloon_page_list_adjust_managed(&pages, 1);
 	balloon_page_list_free(&pages);
-	bb->moved = jiffies;
+	bb->moved = get_jiffies_64();
 	return got;
 }
 

@@ -64,8 +64,8 @@ struct virtqueue;
  * @inflight: messages that the device has not used; not zero between two
  *	calls only after a queue broke: their memory is the device's until it
  *	was reset
- * @moved: jiffies when pages last went into the balloon or came out of it
- * @quiet: the device was reset, nobody is to be told of pages any more
+ * @moved: get_jiffies_64() when pages last went into the balloon or came out of it
+ * @quiet: the device is gone or was reset, and is told of no page any more
  */
 struct balloon_bitmap {
 	struct virtio_device *vdev;
@@ -80,7 +80,7 @@ struct balloon_bitmap {
 	struct page_bitmap pages;
 	struct scatterlist sg[BALLOON_BITMAP_MSG_SEGS];
 	unsigned int inflight;
-	unsigned long moved;
+	u64 moved;
 	bool quiet;
 };
 

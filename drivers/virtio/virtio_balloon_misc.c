@@ -261,6 +261,8 @@ static void balloon_misc_func(struct work_struct *work)
 
 	/* Pairs with the store in balloon_misc_stop(), which waits for this. */
 	while (!READ_ONCE(misc->stopped) && !err) {
+		/* A device may use each buffer at once. */
+		cond_resched();
 		if (balloon_misc_reap(misc))
 			continue;
 		if (misc->state == BALLOON_MISC_IDLE)
@@ -336,8 +338,10 @@ void balloon_misc_notify(struct balloon_misc *misc)
  * balloon_misc_stop() - end an answer and answer no more
  * @misc: the queue, started or not
  *
- * Context: Process context. Waits for the work item, which does not wait for
- * the device: at most for as long as it takes to look at BALLOON_MISC_STEP.
+ * Context: Process context, balloon_lock is not held. Waits for the work item,
+ * which does not wait for the device: at most for as long as it takes to look
+ * at BALLOON_MISC_STEP, and for memory that is going on or off line. For that
+ * the balloon must not hold what it cannot give back.
  */
 void balloon_misc_stop(struct balloon_misc *misc)
 {

@@ -9,9 +9,9 @@
  *          flag of the last record ends it
  * message: a buffer of records, see virtio_balloon_bitmap.h; one at a time
  *
- * All work is done by one work item, which sleeps for memory only: it does
- * what it can and returns, and the queue's callback queues it again. So there
- * is nothing that a device which is gone could keep waiting.
+ * All work is done by one work item, which never sleeps for the device: it
+ * does what it can and returns, and the queue's callback queues it again. So
+ * there is nothing that a device which is gone could keep waiting.
  *
  * No lock is taken but @lock, for an instant. Memory is taken when a request
  * comes and given back when its answer was used.
