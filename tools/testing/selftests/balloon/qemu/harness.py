@@ -132,9 +132,19 @@ def free_page_hints() -> bool:
     return arch(Run.kernel).program == X86.program
 
 
+def suspends(kernel: str) -> bool:
+    """Whether a guest can suspend its devices alone."""
+    return configured(kernel, "SUSPEND") and configured(kernel, "PM_SLEEP_DEBUG")
+
+
+def pending_interrupts() -> bool:
+    """Whether interrupts that are pending when a guest migrates migrate with it."""
+    return arch(Run.kernel).bus != "ccw"
+
+
 def needs_pending_interrupts() -> None:
     """Skip where QEMU loses interrupts that are pending when a guest migrates."""
-    if arch(Run.kernel).bus == "ccw":
+    if not pending_interrupts():
         raise Skip("QEMU does not migrate pending interrupts of s390x under TCG")
 
 

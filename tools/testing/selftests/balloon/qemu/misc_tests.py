@@ -9,9 +9,8 @@ import re
 import time
 from typing import Any, Dict, List, Set, Tuple
 
-from harness import (FAST, MISC_BIT, Failure, Run, configured, equal, features,
-                     free_page_hints, needs, needs_pending_interrupts, refuses, require, test,
-                     variants)
+from harness import (FAST, MISC_BIT, Failure, Run, equal, features, free_page_hints, needs,
+                     needs_pending_interrupts, refuses, require, suspends, test, variants)
 from lab import GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, arch, overhead, patience
 
 MISC = {"misc-vq": "on"}
@@ -205,7 +204,7 @@ def misc_interrupted(run: Run) -> None:
             time.sleep(delay)
             guest.qmp("cont")
             works(guest, stale=True)
-        sleeps = configured(run.kernel, "SUSPEND") and configured(run.kernel, "PM_SLEEP_DEBUG")
+        sleeps = suspends(run.kernel)
         if sleeps:
             guest.sh("echo 0 > /sys/module/suspend/parameters/pm_test_delay; "
                      "echo devices > /sys/power/pm_test")

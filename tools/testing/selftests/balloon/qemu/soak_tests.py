@@ -8,7 +8,8 @@ import random
 import time
 from typing import Any, Callable, Dict, List
 
-from harness import FAST, Run, equal, require, test
+from harness import (FAST, Run, equal, free_page_hints, pending_interrupts, require, suspends,
+                     test)
 from lab import GIB, MIB, Guest, Job
 
 SECONDS = int(os.environ.get("BALLOON_LAB_SOAK", "100"))
@@ -26,7 +27,7 @@ class Soak:
             "x-queue-size": dice.choice((2, 16, 128)),
             "deflate-on-oom": "on" if self.oom else "off",
             "free-page-reporting": "off"}
-        if balloon["x-queue-size"] > 2:
+        if balloon["x-queue-size"] > 2 and free_page_hints():
             balloon["free-page-hint"] = dice.choice(("on", "off"))
         self.options: Dict[str, Any] = {"balloon": balloon, "append": "movablecore=384M"}
         print("# " + " ".join(f"{key}={value}" for key, value in balloon.items()))
@@ -102,6 +103,10 @@ class Soak:
         ways: List[Callable[[], None]] = [
             self.move, self.push, self.push, self.ask, self.ask, self.compact, self.reload,
             self.rebind, self.suspend, self.press, self.offline, self.migrate]
+        if not suspends(self.run.kernel):
+            ways.remove(self.suspend)
+        if not pending_interrupts():
+            ways.remove(self.migrate)
         way = self.dice.choice(ways)
         self.counts[way.__name__] = self.counts.get(way.__name__, 0) + 1
         way()
