@@ -226,7 +226,7 @@ const char *balloon_records_next(BalloonRecords *r, VirtQueueElement *elem,
 {
     size_t room = r->size - r->offset;
     const char *fault;
-    size_t len;
+    uint64_t len;
     unsigned long i;
 
     r->nr_bits = r->next_bit = 0;
