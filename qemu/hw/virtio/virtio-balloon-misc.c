@@ -247,11 +247,14 @@ static void balloon_misc_next_record(BalloonMisc *m, VirtQueueElement *elem)
     uint64_t id;
     uint16_t cmd, flag;
 
-    if (!fault && r->nr_bits && (le16_to_cpu(hdr.flag) & BALLOON_FLAG_ERROR)) {
-        r->nr_bits = 0;
+    if (!fault && le16_to_cpu(hdr.flag) == FLAGS) {
+        fault = "flag";
+    } else if (!fault && r->nr_bits &&
+               (le16_to_cpu(hdr.flag) & BALLOON_FLAG_ERROR)) {
         fault = "bitmap of an error";
     }
     if (fault) {
+        r->nr_bits = 0;
         balloon_misc_bad_record(m, fault);
         return;
     }

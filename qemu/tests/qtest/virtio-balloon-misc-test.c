@@ -471,6 +471,7 @@ static const BadRecord bad_records[] = {
     { "flag", { .flag = 4, .page_shift = 12, .bmap_len = 8 }, 8 },
     { "flags", { .flag = 0x8001, .page_shift = 12, .bmap_len = 8 }, 8 },
     { "error", { .flag = 2, .page_shift = 12, .bmap_len = 8 }, 8 },
+    { "done and error", { .flag = 3, .page_shift = 12 }, 0 },
     { "reserved", { .reserved = 1, .page_shift = 12, .bmap_len = 8 }, 8 },
     { "page_shift 11", { .page_shift = 11, .bmap_len = 8 }, 8 },
     { "page_shift 31", { .page_shift = 31, .bmap_len = 8 }, 8 },

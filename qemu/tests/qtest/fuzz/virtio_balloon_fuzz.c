@@ -621,7 +621,7 @@ static void read_message(const uint8_t *buf, size_t size, bool misc, Expect *e)
         }
         bad = shift < 12 || shift > 30 || lduw_le_p(h + 6) || start & 63;
         if (misc) {
-            bad |= flag > 3 || (flag & BALLOON_FLAG_ERROR && len);
+            bad |= flag > 2 || (flag & BALLOON_FLAG_ERROR && len);
         } else {
             bad |= lduw_le_p(h) || flag || ldq_le_p(h + 8);
         }
