@@ -369,8 +369,7 @@ static bool balloon_misc_drain(BalloonMisc *m, BalloonSlice *s)
                     return true;
                 }
             } else if (!m->usable && !m->outstanding) {
-                balloon_misc_warn(m, "its first buffer is not writable: is it "
-                                  "another queue for the driver?");
+                balloon_misc_warn(m, "its first buffer is not writable");
                 m->unusable = true;
                 virtqueue_unpop(m->vq, elem, 0);
                 g_free(elem);
@@ -427,10 +426,26 @@ static void balloon_misc_handle(VirtIODevice *vdev, VirtQueue *vq)
     }
 }
 
+/*
+ * The device numbers the queues that it offers, a driver may number those that
+ * it has: then the queue has two numbers, and is not to be used.
+ */
+static bool balloon_misc_declined_queue(BalloonMisc *m)
+{
+    const uint64_t queues = 1ull << VIRTIO_BALLOON_F_STATS_VQ |
+                            1ull << VIRTIO_BALLOON_F_FREE_PAGE_HINT |
+                            1ull << VIRTIO_BALLOON_F_REPORTING;
+
+    return m->vdev->host_features & ~m->vdev->guest_features & queues;
+}
+
 static bool balloon_misc_ready(BalloonMisc *m, Error **errp)
 {
     if (!balloon_misc_negotiated(m) || m->vdev->broken) {
         error_setg(errp, "The guest's driver has no misc queue");
+    } else if (balloon_misc_declined_queue(m)) {
+        error_setg(errp, "The guest's driver has declined a queue before the "
+                   "misc queue");
     } else if (!m->vdev->vm_running) {
         error_setg(errp, "The VM is stopped");
     } else if (m->unusable || !m->usable) {

@@ -18,7 +18,12 @@
 #include "libqos/virtio-balloon.h"
 
 #define F(bit)          (1ull << (bit))
-#define FEATURES        (F(VIRTIO_F_VERSION_1) | F(VIRTIO_BALLOON_F_MISC_VQ))
+#define STATS           F(VIRTIO_BALLOON_F_STATS_VQ)
+#define HINT            F(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
+#define REPORTING       F(VIRTIO_BALLOON_F_REPORTING)
+/* With all that brings a queue, or the device does not ask */
+#define FEATURES        (F(VIRTIO_F_VERSION_1) | STATS | \
+                         F(VIRTIO_BALLOON_F_MISC_VQ))
 #define RAM_MIB         256
 #define RAM_SIZE        (RAM_MIB * MiB)
 #define RAM_PAGES       (RAM_SIZE / 4096)
@@ -209,11 +214,16 @@ static void offer(Misc *m)
     add(m, m->buffer, VIRTIO_BALLOON_REQ_LEN, true);
 }
 
+static QDict *request_ask(Misc *m)
+{
+    return qtest_qmp(m->qts, "{'execute': 'qom-set', 'arguments': {"
+                     "'path': '/machine/peripheral/balloon0',"
+                     "'property': 'misc-vq-ask', 'value': true}}");
+}
+
 static bool try_ask(Misc *m)
 {
-    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'qom-set', 'arguments': {"
-                           "'path': '/machine/peripheral/balloon0',"
-                           "'property': 'misc-vq-ask', 'value': true}}");
+    QDict *rsp = request_ask(m);
     bool ret = !qdict_haskey(rsp, "error");
 
     qobject_unref(rsp);
@@ -697,7 +707,7 @@ static void test_request_buffer(void *obj, void *data, QGuestAllocator *alloc)
 {
     Misc m;
 
-    /* First of all something that is no buffer for requests: another queue? */
+    /* First of all something that is no buffer for requests */
     misc_init(&m, obj, alloc, 3, FEATURES);
     add(&m, m.buffer, VIRTIO_BALLOON_REQ_LEN, false);
     offer(&m);
@@ -868,32 +878,59 @@ static void test_packed(void *obj, void *data, QGuestAllocator *alloc)
     misc_fini(&m);
 }
 
+static void check_declined(Misc *m)
+{
+    const char *desc;
+    QDict *rsp;
+
+    forget(m);
+    offer(m);
+    rsp = request_ask(m);
+    g_assert_true(qdict_haskey(rsp, "error"));
+    desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
+    g_assert_nonnull(strstr(desc, "declined"));
+    qobject_unref(rsp);
+    g_assert_false(asking(m));
+    g_assert_cmpint(grown(m, "requests"), ==, 0);
+    g_assert_false(qvirtqueue_get_buf(m->qts, m->vq, NULL, NULL));
+}
+
 /* Whatever other queues there are, this one is the last. */
 typedef struct Queues {
     int index;
     int size;
+    uint64_t features;
 } Queues;
 
-static Queues queues_1 = { 3, 1 };
-static Queues queues_reporting_2 = { 4, 2 };
-static Queues queues_hint_1024 = { 4, 1024 };
-static Queues queues_all = { 5, 128 };
+static Queues queues_1 = { 3, 1, FEATURES };
+static Queues queues_reporting_2 = { 4, 2, FEATURES | REPORTING };
+static Queues queues_hint_1024 = { 4, 1024, FEATURES | HINT };
+static Queues queues_all = { 5, 128, FEATURES | HINT | REPORTING };
 
 static void test_queues(void *obj, void *data, QGuestAllocator *alloc)
 {
+    static const uint64_t before[] = { STATS, HINT, REPORTING };
     const Queues *queues = data;
     Misc m;
     int i;
 
-    misc_init(&m, obj, alloc, queues->index, FEATURES);
+    misc_init(&m, obj, alloc, queues->index, queues->features);
     g_assert_cmpint(m.vq->size, ==, queues->size);
     m.dev->bus->queue_select(m.dev, queues->index + 1);
     g_assert_cmpint(m.dev->bus->get_queue_size(m.dev), ==, 0);
     for (i = 0; i < 5; i++) {
         check_works(&m);
     }
-    misc_restart(&m, FEATURES | F(VIRTIO_BALLOON_F_STATS_VQ));
-    check_works(&m);
+
+    /* Who declines one may give this queue another number: it is not asked. */
+    for (i = 0; i < ARRAY_SIZE(before); i++) {
+        if (queues->features & before[i]) {
+            misc_restart(&m, queues->features & ~before[i]);
+            check_declined(&m);
+            misc_restart(&m, queues->features);
+            check_works(&m);
+        }
+    }
     misc_fini(&m);
 }
 
@@ -1323,16 +1360,21 @@ static void test_migrate_not_asked(void *obj, void *data,
 {
     gint64 start;
     Misc m;
+    int i;
 
-    /* A driver that offers no buffer is not waited for. */
+    /* A driver that offers no buffer, or declined a queue: no waiting */
     misc_init(&m, obj, alloc, 3, FEATURES);
-    set_bandwidth(m.qts, 2 * MiB, 1);
-    start = g_get_monotonic_time();
-    migrate(m.qts, NOWHERE);
-    wait_status(m.qts, "active");
-    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    for (i = 0; i < 2; i++) {
+        set_bandwidth(m.qts, 2 * MiB, 1);
+        start = g_get_monotonic_time();
+        migrate(m.qts, NOWHERE);
+        wait_status(m.qts, "active");
+        g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
+        qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+        wait_status(m.qts, "cancelled");
+        misc_restart(&m, FEATURES & ~STATS);
+        offer(&m);
+    }
 
     /* One that does not know the feature */
     misc_restart(&m, F(VIRTIO_F_VERSION_1));

@@ -903,6 +903,17 @@ static void append_record(bool answer)
     }
 }
 
+/* Not a driver that has declined a queue before the misc queue */
+static bool may_be_asked(void)
+{
+    const uint64_t queues = 1ull << VIRTIO_BALLOON_F_STATS_VQ |
+                            1ull << VIRTIO_BALLOON_F_REPORTING |
+                            1ull << VIRTIO_BALLOON_F_FREE_PAGE_HINT;
+
+    return has(VIRTIO_BALLOON_F_MISC_VQ) &&
+           !(f.vdev->host_features & queues & ~f.vdev->guest_features);
+}
+
 static bool carries_records(unsigned int q)
 {
     return has(q < 2 ? VIRTIO_BALLOON_F_PAGE_BITMAP : VIRTIO_BALLOON_F_MISC_VQ);
@@ -1291,7 +1302,12 @@ static void check_good(void)
         good_record(1, 16 * MiB, 0);
         MUST(b->deflated_pages == before + 1);
     }
-    if (!has(VIRTIO_BALLOON_F_MISC_VQ)) {
+    if (!may_be_asked()) {
+        before = m->requests;
+        offer_good_request();
+        ask();
+        poll(MAX_SLICES + 1);
+        MUST(m->requests == before && !f.m->wanted);
         return;
     }
     /* Drop what lies behind buffers that wait to be asked with */
