@@ -81,11 +81,18 @@ bool balloon_slice_used_up(const BalloonSlice *s)
 void balloon_bitmap_discard(BalloonBitmap *b, RAMBlock *rb, ram_addr_t offset,
                             size_t length)
 {
-    trace_virtio_balloon_bitmap_discard(qemu_ram_get_idstr(rb), offset, length);
+    if (!b->discard_failed) {
+        trace_virtio_balloon_bitmap_discard(qemu_ram_get_idstr(rb), offset,
+                                            length);
+        /* Reports failure by itself: not for each page that a guest names */
+        b->discard_failed = ram_block_discard_range(rb, offset, length);
+    }
+    if (b->discard_failed) {
+        b->stats.kept_bytes += length;
+        return;
+    }
     b->stats.discards++;
     b->stats.discarded_bytes += length;
-    /* Reports failure by itself; a page that stays is not fatal */
-    ram_block_discard_range(rb, offset, length);
 }
 
 static void balloon_bitmap_inflate(BalloonBitmap *b, RAMBlock *rb,
@@ -481,6 +488,7 @@ void balloon_bitmap_queue_reset(BalloonBitmap *b, uint32_t index)
 void balloon_bitmap_reset(BalloonBitmap *b)
 {
     balloon_bitmap_stop(b);
+    b->discard_failed = false;
     b->stats.longest_hold_ns = 0;
 }
 
@@ -544,6 +552,7 @@ static void balloon_bitmap_get_stats(Object *obj, Visitor *v, const char *name,
         { "discards", &s->discards },
         { "discarded-bytes", &s->discarded_bytes },
         { "partial-bytes", &s->partial_bytes },
+        { "kept-bytes", &s->kept_bytes },
         { "bh-calls", &s->bh_calls },
         { "longest-hold-ns", &s->longest_hold_ns },
         { "busy-ns", &s->busy_ns },

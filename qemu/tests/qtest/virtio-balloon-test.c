@@ -171,6 +171,18 @@ static void add_record(GByteArray *msg, unsigned int shift, uint64_t start_pfn,
     }
 }
 
+/* 256 page numbers */
+static void add_pfns(GByteArray *msg, int step)
+{
+    int i;
+
+    for (i = 0; i < 256; i++) {
+        uint32_t pfn = cpu_to_le32(AREA_PFN + step * i);
+
+        g_byte_array_append(msg, (uint8_t *)&pfn, sizeof(pfn));
+    }
+}
+
 static uint64_t write_message(Balloon *b, GByteArray *msg)
 {
     uint64_t addr = guest_alloc(b->alloc, msg->len);
@@ -456,11 +468,7 @@ static void test_bad_records(void *obj, void *data, QGuestAllocator *alloc)
     /* A PFN array is no record */
     forget(&b);
     fill(&b, AREA, 1 * MiB);
-    for (i = 0; i < 256; i++) {
-        uint32_t pfn = cpu_to_le32(AREA_PFN + i);
-
-        g_byte_array_append(msg, (uint8_t *)&pfn, sizeof(pfn));
-    }
+    add_pfns(msg, 1);
     transmit(&b, INFLATE, msg);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 1);
     check_kept(&b, AREA, 1 * MiB);
@@ -845,11 +853,7 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(!!(qvirtio_get_features(b.dev) &
                        F(VIRTIO_BALLOON_F_PAGE_BITMAP)), ==, offered);
     fill(&b, AREA, 2 * MiB);
-    for (i = 0; i < 256; i++) {
-        uint32_t pfn = cpu_to_le32(AREA_PFN + 2 * i);
-
-        g_byte_array_append(msg, (uint8_t *)&pfn, sizeof(pfn));
-    }
+    add_pfns(msg, 2);
     transmit(&b, INFLATE, msg);
     for (i = 0; i < 512; i += 2) {
         check_gone(&b, AREA + i * 4 * KiB, 4 * KiB);
@@ -863,6 +867,48 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "records"), ==, 0);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 0);
     balloon_fini(&b);
+}
+
+/* Where the host cannot discard, it says so once, until the next reset. */
+static void test_undiscardable(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    g_autofree char *file = data;
+    Balloon b;
+    int i, j;
+
+    balloon_init(&b, obj, alloc, FEATURES);
+    fill(&b, AREA, 2 * MiB);
+    for (i = 0; i < 4; i++) {
+        bool pfns = i == 3;
+        g_autofree char *log = NULL;
+        char *line;
+        int lines = 0;
+
+        forget(&b);
+        balloon_restart(&b, pfns ? F(VIRTIO_F_VERSION_1) : FEATURES);
+        for (j = 0; j < 2; j++) {
+            if (pfns) {
+                add_pfns(msg, 2);
+            } else {
+                add_record(msg, 12, AREA_PFN, 0x5555555555555555, 64);
+            }
+            transmit(&b, INFLATE, msg);
+        }
+        g_assert_cmpint(grown(&b, "discards"), ==, 0);
+        g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 0);
+        g_assert_cmpint(grown(&b, "kept-bytes"), ==, 2 * MiB);
+        check_kept(&b, AREA, 2 * MiB);
+
+        g_assert_true(g_file_get_contents(file, &log, NULL, NULL));
+        for (line = log; (line = strstr(line, "Failed to ")); line++) {
+            lines++;
+        }
+        g_assert_cmpint(lines, ==, i + 1);
+    }
+    balloon_fini(&b);
+    unlink(file);
+    qos_invalidate_command_line();
 }
 
 static void test_queue_size(void *obj, void *data, QGuestAllocator *alloc)
@@ -1038,6 +1084,21 @@ static void *add_memfd(GString *cmd_line, void *arg)
     return add_ram(cmd_line, arg);
 }
 
+/* A file that cannot have holes, and what QEMU says */
+static void *add_undiscardable(GString *cmd_line, void *arg)
+{
+    g_autofree char *file = NULL;
+    int fd = g_file_open_tmp("virtio-balloon-XXXXXX", &file, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    g_string_append_printf(cmd_line, " -machine memory-backend=m0"
+                           " -object memory-backend-file,id=m0,size=%dM,"
+                           "mem-path=/dev/zero,share=on 2>%s", RAM_MIB, file);
+    add_ram(cmd_line, arg);
+    return g_steal_pointer(&file);
+}
+
 static void *add_huge_pages(GString *cmd_line, void *arg)
 {
     g_autofree char *free_pages = NULL;
@@ -1079,6 +1140,7 @@ static void register_virtio_balloon_test(void)
         { "packed", test_packed, NULL, "id=balloon0,page-bitmap=on,packed=on" },
         { "memfd", test_inflate_deflate, add_memfd },
         { "huge-pages", test_huge_pages, add_huge_pages },
+        { "undiscardable", test_undiscardable, add_undiscardable },
         { "migrate", test_migrate },
         { "unplug", test_unplug },
     };

@@ -24,6 +24,7 @@ typedef struct BalloonBitmapStats {
     uint64_t discards;          /* * calls */
     uint64_t discarded_bytes;   /* * */
     uint64_t partial_bytes;     /* inflated, less than a backing page each */
+    uint64_t kept_bytes;        /* * inflated, but discards fail */
     uint64_t bh_calls;          /* continuations */
     uint64_t longest_hold_ns;   /* * of the BQL at a stretch, since reset */
     uint64_t busy_ns;           /* * sum of all such holds */
@@ -73,6 +74,7 @@ typedef struct BalloonBitmap {
     QEMUBH *bh;                 /* goes on where a slice of work ended */
     bool bh_scheduled;
     bool warned;
+    bool discard_failed;        /* since reset: then it is not tried again */
     uint8_t turn;               /* the queue that the next slice begins with */
     uint16_t queue_size;
     BalloonBitmapQueue queue[2];    /* inflate, deflate: as on the device */
@@ -96,7 +98,7 @@ bool balloon_bitmap_handle(BalloonBitmap *b);
 
 void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes);
 
-/* ram_block_discard_range(), counted */
+/* ram_block_discard_range(), counted, and up to the first that fails */
 void balloon_bitmap_discard(BalloonBitmap *b, RAMBlock *rb, ram_addr_t offset,
                             size_t length);
 
