@@ -378,13 +378,18 @@ class Guest:
         if python not in sys.path:
             sys.path.insert(0, python)
         # pylint: disable=import-error, import-outside-toplevel
-        from qemu.machine import QEMUMachine  # type: ignore
+        from qemu.machine.machine import QEMUMachine, QEMUMachineError  # type: ignore
         setpriv = shutil.which("setpriv")
         wrapper = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         self._vm = QEMUMachine(str(self.program), args, wrapper=wrapper, name=self.name,
                                base_temp_dir=str(self._dir),
                                log_dir=str(logs), qmp_timer=60)
-        self._vm.launch()
+        try:
+            self._vm.launch()
+        except QEMUMachineError as error:
+            said = self.qemu_log.read_text("utf-8", "replace").strip()
+            raise LabError(f"{self.name}: QEMU did not start, status {self._vm.exitcode()}: "
+                           f"{said or error}, see {self.qemu_log}") from error
         self._agent = socket.socket(socket.AF_UNIX)
         self._agent.connect(f"{self._dir}/lab")
         self.pid: int = self._vm.get_pid()
