@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import base64
 import itertools
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -61,7 +63,7 @@ def exercise(guest: Guest, low: int, bitmap: bool, rounds: int = 1,
 
 @test
 def lab_sees_faults(run: Run) -> None:
-    """the lab notices a wrong page, a failed command and a kernel warning"""
+    """the lab notices a wrong page, a failed command, a kernel warning and a QEMU that crashed"""
     guest = run.guest()
     try:
         job = guest.start("balloon_mem stamp 16M").wait_ready()
@@ -88,9 +90,17 @@ def lab_sees_faults(run: Run) -> None:
         raise
     try:
         guest.close()
-    except LabError:
-        return
-    raise Failure("a warning on the console was not found")
+        raise Failure("a warning on the console was not found")
+    except LabError as error:
+        require("made up" in str(error), str(error))
+    guest = run.guest()
+    os.kill(guest.pid, signal.SIGSEGV)
+    os.waitid(os.P_PID, guest.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        guest.close()
+        raise Failure("a QEMU that crashed was not found")
+    except LabError as error:
+        require(f"ended with {-signal.SIGSEGV}" in str(error), str(error))
 
 
 @test

@@ -161,7 +161,7 @@ def refuses(source: Guest, target: Guest) -> None:
     except LabError:
         pass
     finally:
-        target.close()
+        target.close(status=1)
     log = target.qemu_log.read_text("utf-8")
     require("eatures" in log and "unsupported" in log, f"target's reason: {log!r}")
     if source.status() != "running":

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import functools
 import itertools
+import logging
 import os
 import re
 import shlex
@@ -33,6 +34,9 @@ KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
 PORT = "org.balloon.lab"
 BOOT_SECONDS = 90
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
+
+# How a QEMU ended is for the lab to say.
+logging.getLogger("qemu.machine").setLevel(logging.ERROR)
 
 LOAD_MODULES = b"""#!/bin/sh
 # Load the modules that a list names, except for KUnit's.
@@ -695,22 +699,30 @@ class Guest:
         except Exception as err:  # pylint: disable=broad-except
             print(f"# {self.name}: {err}", file=sys.stderr)
 
-    def close(self) -> None:
-        """End the guest, then judge its console."""
-        if self._vm:
+    def close(self, status: Optional[int] = None) -> None:
+        """End the guest, then judge its QEMU and its console.
+
+        With status, its QEMU may have ended with that. While an exception is
+        handled, faults are printed: what was raised first says more.
+        """
+        if not self._vm:
+            return
+        failing, ended = sys.exc_info()[1], self._vm.exitcode()
+        if ended is None and not failing:
             self._save_coverage()
-            self._destroy()
+        self._destroy()
+        try:
+            if ended not in (None, status):
+                raise LabError(f"{self.name}: QEMU had ended with {ended}, see {self.qemu_log}"
+                               f" and {self.console}")
             self.check_console()
+        except LabError as fault:
+            if not failing:
+                raise
+            print(f"# {fault}", file=sys.stderr)
 
     def __enter__(self) -> Guest:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            self.close()
-            return
-        self._destroy()
-        try:
-            self.check_console()
-        except LabError as splat:
-            print(f"# {splat}", file=sys.stderr)
+        self.close()

@@ -380,7 +380,8 @@ def misc_migration_cancelled(run: Run) -> None:
                     require(time.monotonic() < deadline, f"{source.qmp('query-migrate')}")
                     time.sleep(0.01)
             finally:
-                target.close()
+                # Without the rest of the stream it gives up.
+                target.close(status=1)
             works(source)
         target = run.guest(incoming=True, balloon=MISC)
         try:
