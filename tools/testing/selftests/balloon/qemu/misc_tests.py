@@ -426,9 +426,10 @@ def misc_snapshot(run: Run) -> None:
         equal("discards", after["discards"], before["discards"])
         require(after["inflated-pages"] > before["inflated-pages"], "nothing was inflated")
         guest.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
-        while guest.qmp("query-migrate")["status"] == "active":
+        while (status := guest.qmp("query-migrate")["status"]) == "active":
             require(time.monotonic() < deadline, "the snapshot does not end")
             time.sleep(0.02)
+        equal("snapshot", status, "completed")
         equal("requests", guest.stats("misc-vq")["requests"], asked["requests"])
         guest.balloon(GIB)
         guest.balloon(512 * MIB)
