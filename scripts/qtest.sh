@@ -49,8 +49,11 @@ tests=$("$qemu/qos-test" -l 2>/dev/null | grep '^/.*/virtio-balloon-pci-tests/' 
 for t in $tests; do
 	one qos-test "$t"
 done
-for t in $("$qemu/migration-tcg-test" -l 2>/dev/null | grep '^/'); do
+tests=$("$qemu/migration-tcg-test" -l 2>/dev/null | grep '^/' || true)
+[ -n "$tests" ] || { echo "not ok - migration-tcg-test has no test"; exit 1; }
+for t in $tests; do
 	one migration-tcg-test "$t"
 done
+[ $n -gt 0 ] || { echo "not ok - no test has $part in its name"; exit 1; }
 echo "1..$n"
 exit $bad
