@@ -79,7 +79,7 @@ def report(data: Path) -> Dict[str, float]:
     ran = sum(1 for count in lines.values() if count)
     taken = sum(1 for counts in branches.values() for count in counts if count)
     ways = sum(len(counts) for counts in branches.values())
-    print(f"{stem:28}{ran:>6} of {len(lines):>4} lines {100 * ran / len(lines):>6.1f} %"
+    print(f"{stem:28}{ran:>6} of {len(lines):>4} lines {100 * ran / max(len(lines), 1):>6.1f} %"
           f"{taken:>6} of {ways:>4} branches {100 * taken / max(ways, 1):>6.1f} %")
     path = Path(source) if Path(source).is_absolute() else BUILD / "linux" / source
     text = path.read_text("utf-8").splitlines() if path.exists() else []
@@ -109,7 +109,8 @@ def main() -> int:
     flat = merged(sorted((OUT / "guests").glob("*.tar")), BUILD / "linux-gcov-obj")
     worst = 100.0
     found = [flat / f"{Path(name).name}.gcda" for name in KERNEL]
-    found += [path for name in QEMU for path in objects.rglob(f"*{name}.gcda")]
+    for name in QEMU:
+        found += list(objects.rglob(f"*{name}.gcda")) or [objects / f"{name}.gcda"]
     for data in found:
         if not data.exists():
             print(f"{data.name}: nothing of it ran")
@@ -117,7 +118,7 @@ def main() -> int:
             continue
         figures = report(data)
         if "core" not in data.name:
-            worst = min(worst, 100 * figures["ran"] / figures["lines"])
+            worst = min(worst, 100 * figures["ran"] / max(figures["lines"], 1))
     print(f"{'ok' if worst >= AT_LEAST else 'not ok'} 1 - at least {AT_LEAST} % of the lines of "
           f"each file of ours run; those that do not: {OUT}/uncovered")
     return worst < AT_LEAST
