@@ -22,6 +22,12 @@
 
 #include "internal.h"
 
+/* Whoever holds a page may change flags beside those that say where it lies. */
+static struct zone *unused_pages_zone(struct page *page)
+{
+	return data_race(page_zone(page));
+}
+
 /*
  * A free block that a slice begins in the middle of. Slices begin at multiples
  * of their size but for the first of a range, so that the block is either one
@@ -39,7 +45,7 @@ static unsigned long unused_pages_around(struct zone *zone, unsigned long pfn)
 			continue;
 		page = pfn_to_online_page(head);
 		/* The lock that is held keeps no page of another zone as it is. */
-		if (page && page_zone(page) == zone && PageBuddy(page) &&
+		if (page && unused_pages_zone(page) == zone && PageBuddy(page) &&
 		    buddy_order(page) >= order)
 			return head + (1UL << buddy_order(page)) - pfn;
 	}
@@ -75,7 +81,7 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 	if (!page)
 		return min(stop, ALIGN(pfn + 1, pageblock_nr_pages));
 
-	zone = page_zone(page);
+	zone = unused_pages_zone(page);
 	spin_lock_irqsave(&zone->lock, flags);
 	nr = unused_pages_around(zone, pfn);
 	while (pfn < stop) {
@@ -83,7 +89,7 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 		if (IS_ALIGNED(pfn, pageblock_nr_pages) && !pfn_to_online_page(pfn))
 			break;
 		page = pfn_to_page(pfn);
-		if (page_zone(page) != zone)
+		if (unused_pages_zone(page) != zone)
 			break;
 
 		seen++;
@@ -104,7 +110,7 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 		 * Nobody holds it, so this may be wrong: then pages are missed.
 		 * It must not step over the edge of a pageblock, though.
 		 */
-		order = PageHead(page) ? compound_order(page) : 0;
+		order = data_race(PageHead(page) ? compound_order(page) : 0);
 		if (order > MAX_PAGE_ORDER || !IS_ALIGNED(pfn, 1UL << order))
 			order = 0;
 		pfn += 1UL << order;
