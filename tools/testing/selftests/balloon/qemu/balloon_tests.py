@@ -63,7 +63,7 @@ def exercise(guest: Guest, low: int, bitmap: bool, rounds: int = 1,
 
 @test
 def lab_sees_faults(run: Run) -> None:
-    """the lab notices a wrong page, a failed command, a kernel warning and a QEMU that crashed"""
+    """the lab notices a wrong page, a failed command, a silence, a warning, a QEMU that crashed"""
     guest = run.guest()
     try:
         job = guest.start("balloon_mem stamp 16M").wait_ready()
@@ -84,6 +84,11 @@ def lab_sees_faults(run: Run) -> None:
             raise Failure("a failed command passed")
         except CommandError as error:
             equal("status", error.status, 3)
+        try:
+            guest.event("NEVER", 1)
+            raise Failure("an event that does not come did")
+        except LabError as error:
+            require("no event NEVER" in str(error), str(error))
         guest.sh("echo '<4>WARNING: made up' > /dev/kmsg; sleep 0.2")
     except BaseException:
         guest.close()

@@ -493,7 +493,8 @@ class Guest:
     def event(self, name: str, timeout: float = 30, match: Any = None) -> Any:
         """Wait for a QMP event, or raise."""
         try:
-            return self._vm.event_wait(name, timeout * self._patience, match)
+            # A float: told to wait for an int, QEMU's class waits for ever.
+            return self._vm.event_wait(name, float(timeout * self._patience), match)
         except asyncio.TimeoutError:
             raise LabError(f"{self.name}: no event {name} in {timeout} s") from None
 
