@@ -22,9 +22,9 @@
 
 #include "internal.h"
 
-/* Whoever holds a page may change flags beside those that say where it lies. */
 static struct zone *unused_pages_zone(struct page *page)
 {
+	/* Whoever holds a page may change its flags, but not where it lies. */
 	return data_race(page_zone(page));
 }
 
