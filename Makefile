@@ -21,7 +21,7 @@ help:
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (~70 min; ARGS=--quick)'
 	@echo 'Test it'
 	@echo '  check       every test                                                           (warm ~20 min)'
-	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~35 min, warm 18 min)'
+	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
 	@echo '  check-all   both, all tests in the debug and the KCSAN guest, each step of the series, coverage,'
 	@echo '              mutants, an hour of soak                                             (~6 h)'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
