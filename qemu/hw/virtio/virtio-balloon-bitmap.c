@@ -2,19 +2,20 @@
  * virtio-balloon: inflate and deflate by page bitmap
  *
  * With VIRTIO_BALLOON_F_PAGE_BITMAP the buffers on the inflate and deflate
- * queues are sequences of records, see struct balloon_bmap_hdr.
+ * queues are sequences of records, see struct balloon_bmap_hdr.  Without it
+ * they are arrays of page frame numbers.
  *
  * A run is a range of guest-physical memory whose bits are all set; runs that
  * touch are joined, within one buffer.  A run becomes one discard (inflate) or
  * one hint that it will be used (deflate), or several where it crosses memory
  * sections.  Parts of a run that are not RAM are skipped.
  *
- * Work is done in slices.  A slice ends after a bounded amount of work, and
- * the next one runs from a bottom half, so that no message keeps the BQL for
- * long.  What is known of an unfinished buffer stays in BalloonBitmapQueue.
- * When the VM stops the buffer goes back to the ring, to be taken again from
- * its start: the guest was not told that it is done, and to discard twice is
- * harmless.  So there is nothing to migrate.
+ * Work on either is done in slices.  A slice ends after a bounded amount of
+ * work, and the next one runs from a bottom half, so that no message keeps the
+ * BQL for long.  What is known of an unfinished buffer stays in
+ * BalloonBitmapQueue.  When the VM stops the buffer goes back to the ring, to
+ * be taken again from its start: the guest was not told that it is done, and
+ * to discard twice is harmless.  So there is nothing to migrate.
  *
  * Everything here runs under the BQL.
  *
@@ -32,6 +33,7 @@
 #include "qapi/visitor.h"
 #include "exec/address-spaces.h"
 #include "exec/ramblock.h"
+#include "hw/virtio/virtio-access.h"
 #include "hw/virtio/virtio-balloon.h"
 #include "trace.h"
 
@@ -309,14 +311,8 @@ static void balloon_bitmap_next_record(BalloonBitmap *b, BalloonBitmapQueue *q)
     b->stats.records++;
 }
 
-void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes)
-{
-    b->stats.messages++;
-    b->stats.bytes += bytes;
-}
-
 static bool balloon_bitmap_pop(BalloonBitmap *b, BalloonBitmapQueue *q,
-                               VirtQueue *vq)
+                               VirtQueue *vq, BalloonSlice *s)
 {
     BalloonRecords *r = &q->records;
 
@@ -326,12 +322,68 @@ static bool balloon_bitmap_pop(BalloonBitmap *b, BalloonBitmapQueue *q,
     }
     r->size = iov_size(q->elem->out_sg, q->elem->out_num);
     r->offset = 0;
-    balloon_bitmap_count_message(b, r->size);
-    if (r->size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
-        balloon_bitmap_bad_record(b, "buffer is too long");
-        r->offset = r->size;
-    }
+    s->work -= BALLOON_MESSAGE_WORK;
+    b->stats.messages++;
+    b->stats.bytes += r->size;
     return true;
+}
+
+static void balloon_bitmap_push(BalloonBitmap *b, BalloonBitmapQueue *q,
+                                VirtQueue *vq)
+{
+    virtqueue_push(vq, q->elem, 0);
+    virtio_notify(b->vdev, vq);
+    g_free(q->elem);
+    q->elem = NULL;
+}
+
+static void balloon_pfn_apply(BalloonBitmap *b, VirtQueue *vq, hwaddr addr,
+                              BalloonSlice *s)
+{
+    balloon_slice_look_up(s, addr);
+    s->work--;
+    if (!balloon_slice_is_ram(s)) {
+        trace_virtio_balloon_bad_addr(addr);
+        return;
+    }
+    s->bytes -= 1 << VIRTIO_BALLOON_PFN_SHIFT;
+    trace_virtio_balloon_handle_output(memory_region_name(s->mr), addr);
+    if (!virtio_balloon_inhibited()) {
+        virtio_balloon_handle_page(VIRTIO_BALLOON(b->vdev), vq, s->mr,
+                                   s->mr_offset + (addr - s->start));
+    }
+}
+
+/* Returns false if the slice was used up first. */
+static bool balloon_pfn_drain(BalloonBitmap *b, unsigned int n,
+                              BalloonSlice *s)
+{
+    BalloonBitmapQueue *q = &b->queue[n];
+    BalloonRecords *r = &q->records;
+    VirtQueue *vq = virtio_get_queue(b->vdev, n);
+    uint32_t pfn;
+
+    for (;;) {
+        if (q->elem && r->size - r->offset < sizeof(pfn)) {
+            balloon_bitmap_push(b, q, vq);
+            virtio_balloon_end_pages(VIRTIO_BALLOON(b->vdev), vq);
+            continue;
+        }
+        if (balloon_slice_used_up(s)) {
+            return !q->elem && virtio_queue_empty(vq);
+        }
+        if (!q->elem) {
+            if (!balloon_bitmap_pop(b, q, vq, s)) {
+                return true;
+            }
+            continue;
+        }
+        iov_to_buf(q->elem->out_sg, q->elem->out_num, r->offset, &pfn,
+                   sizeof(pfn));
+        r->offset += sizeof(pfn);
+        pfn = virtio_ldl_p(b->vdev, &pfn);
+        balloon_pfn_apply(b, vq, (hwaddr)pfn << VIRTIO_BALLOON_PFN_SHIFT, s);
+    }
 }
 
 /* Returns false if the slice was used up first. */
@@ -354,10 +406,7 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
                 continue;
             }
             if (r->offset == r->size) {
-                virtqueue_push(vq, q->elem, 0);
-                virtio_notify(b->vdev, vq);
-                g_free(q->elem);
-                q->elem = NULL;
+                balloon_bitmap_push(b, q, vq);
                 continue;
             }
         }
@@ -366,10 +415,13 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
             return !q->elem && virtio_queue_empty(vq);
         }
         if (!q->elem) {
-            if (!balloon_bitmap_pop(b, q, vq)) {
+            if (!balloon_bitmap_pop(b, q, vq, s)) {
                 return true;
             }
-            s->work -= BALLOON_MESSAGE_WORK;
+            if (r->size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
+                balloon_bitmap_bad_record(b, "buffer is too long");
+                r->offset = r->size;
+            }
         } else if (r->run_complete) {
             balloon_bitmap_apply(b, q, s);
             r->run_complete = r->run_start != r->run_end;
@@ -386,14 +438,23 @@ static void balloon_bitmap_schedule(BalloonBitmap *b)
     qemu_bh_schedule(b->bh);
 }
 
+static bool balloon_queue_drain(BalloonBitmap *b, unsigned int n,
+                                BalloonSlice *s)
+{
+    return balloon_bitmap_negotiated(b) ? balloon_bitmap_drain(b, n, s) :
+                                          balloon_pfn_drain(b, n, s);
+}
+
 static void balloon_bitmap_run_slice(BalloonBitmap *b)
 {
+    int64_t begin = get_clock();
     BalloonSlice s = {
         .bytes = SLICE_BYTES,
         .work = SLICE_WORK,
-        .deadline = get_clock() + BALLOON_SLICE_NS,
+        .deadline = begin + BALLOON_SLICE_NS,
     };
     unsigned int first = b->turn;
+    uint64_t held;
 
     /* A stopped VM's buffers are polled when it runs again. */
     if (!b->vdev->vm_running || b->vdev->broken) {
@@ -401,24 +462,13 @@ static void balloon_bitmap_run_slice(BalloonBitmap *b)
     }
     /* The queue that did not get its turn begins the next slice. */
     b->turn = !first;
-    if (!balloon_bitmap_drain(b, first, &s) ||
-        !balloon_bitmap_drain(b, !first, &s)) {
+    if (!balloon_queue_drain(b, first, &s) ||
+        !balloon_queue_drain(b, !first, &s)) {
         trace_virtio_balloon_bitmap_continue(s.bytes, s.work);
         balloon_bitmap_schedule(b);
     }
     memory_region_unref(s.mr);
-}
-
-int64_t balloon_bitmap_begin(BalloonBitmap *b)
-{
-    b->stats.kicks++;
-    return get_clock();
-}
-
-void balloon_bitmap_end(BalloonBitmap *b, int64_t begin)
-{
-    uint64_t held = get_clock() - begin;
-
+    held = get_clock() - begin;
     b->stats.busy_ns += held;
     b->stats.longest_hold_ns = MAX(b->stats.longest_hold_ns, held);
 }
@@ -426,32 +476,29 @@ void balloon_bitmap_end(BalloonBitmap *b, int64_t begin)
 static void balloon_bitmap_bh(void *opaque)
 {
     BalloonBitmap *b = opaque;
-    int64_t begin = get_clock();
 
     b->bh_scheduled = false;
     b->stats.bh_calls++;
     balloon_bitmap_run_slice(b);
-    balloon_bitmap_end(b, begin);
 }
 
-bool balloon_bitmap_handle(BalloonBitmap *b)
+void balloon_bitmap_handle(BalloonBitmap *b)
 {
-    if (!balloon_bitmap_negotiated(b)) {
-        return false;
-    }
+    b->stats.kicks++;
     /* Notifications must not add to the slices that the guest gets. */
     if (!b->bh_scheduled) {
         balloon_bitmap_run_slice(b);
     }
-    return true;
 }
 
 static void balloon_bitmap_give_back(BalloonBitmap *b, unsigned int n)
 {
     BalloonBitmapQueue *q = &b->queue[n];
+    VirtQueue *vq = virtio_get_queue(b->vdev, n);
 
     if (q->elem) {
-        virtqueue_unpop(virtio_get_queue(b->vdev, n), q->elem, 0);
+        virtqueue_unpop(vq, q->elem, 0);
+        virtio_balloon_end_pages(VIRTIO_BALLOON(b->vdev), vq);
         g_free(q->elem);
         q->elem = NULL;
     }
@@ -470,9 +517,10 @@ static void balloon_bitmap_stop(BalloonBitmap *b)
 
 void balloon_bitmap_set_status(BalloonBitmap *b, uint8_t status)
 {
-    if (!b->vdev->vm_running || !(status & VIRTIO_CONFIG_S_DRIVER_OK)) {
+    /* A driver of before virtio 1.0 may begin before it is DRIVER_OK */
+    if (!b->vdev->vm_running || !virtio_device_started(b->vdev, status)) {
         balloon_bitmap_stop(b);
-    } else if (balloon_bitmap_negotiated(b)) {
+    } else {
         /* Buffers that were given back have had their notification. */
         balloon_bitmap_schedule(b);
     }
@@ -507,11 +555,11 @@ void balloon_bitmap_realize(BalloonBitmap *b, VirtIODevice *vdev)
     int i;
 
     b->vdev = vdev;
+    b->bh = virtio_bh_new_guarded(DEVICE(vdev), balloon_bitmap_bh, b);
     if (!virtio_has_feature(VIRTIO_BALLOON(vdev)->host_features,
                             VIRTIO_BALLOON_F_PAGE_BITMAP)) {
         return;
     }
-    b->bh = virtio_bh_new_guarded(DEVICE(vdev), balloon_bitmap_bh, b);
     for (i = 0; i < ARRAY_SIZE(b->queue); i++) {
         b->queue[i].records.bitmap = g_malloc(VIRTIO_BALLOON_BMAP_MAX_LEN);
     }

@@ -172,12 +172,12 @@ static void add_record(GByteArray *msg, unsigned int shift, uint64_t start_pfn,
 }
 
 /* 256 page numbers */
-static void add_pfns(GByteArray *msg, int step)
+static void add_pfns(GByteArray *msg, uint32_t first, int step)
 {
     int i;
 
     for (i = 0; i < 256; i++) {
-        uint32_t pfn = cpu_to_le32(AREA_PFN + step * i);
+        uint32_t pfn = cpu_to_le32(first + step * i);
 
         g_byte_array_append(msg, (uint8_t *)&pfn, sizeof(pfn));
     }
@@ -468,7 +468,7 @@ static void test_bad_records(void *obj, void *data, QGuestAllocator *alloc)
     /* A PFN array is no record */
     forget(&b);
     fill(&b, AREA, 1 * MiB);
-    add_pfns(msg, 1);
+    add_pfns(msg, AREA_PFN, 1);
     transmit(&b, INFLATE, msg);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 1);
     check_kept(&b, AREA, 1 * MiB);
@@ -842,6 +842,59 @@ static void test_unplug(void *obj, void *data, QGuestAllocator *alloc)
     qos_invalidate_command_line();
 }
 
+#define LONG_ARRAY  (VIRTIO_BALLOON_BMAP_MAX_MSG / 4)
+
+static void start_long_array(Balloon *b, uint64_t *addr)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+
+    while (msg->len < 4 * LONG_ARRAY) {
+        add_pfns(msg, AREA_PFN, 1);
+    }
+    *addr = write_message(b, msg);
+    kick(b, INFLATE, *addr, 4 * LONG_ARRAY);
+}
+
+/* Page numbers have no more of the BQL at a stretch than bitmaps have. */
+static void check_pfn_slices(Balloon *b)
+{
+    uint64_t addr, deflate = guest_alloc(b->alloc, 4);
+
+    forget(b);
+    start_long_array(b, &addr);
+    qtest_writel(b->qts, deflate, cpu_to_le32(AREA_PFN));
+    kick(b, DEFLATE, deflate, 4);
+    wait_done(b, DEFLATE);
+    g_assert_cmpint(grown(b, "discards"), <, LONG_ARRAY);
+    wait_done(b, INFLATE);
+    g_assert_cmpint(grown(b, "discards"), ==, LONG_ARRAY);
+    g_assert_cmpint(grown(b, "bh-calls"), >=, SLICES_AT_LEAST(LONG_ARRAY));
+    g_assert_cmpint(grown(b, "bh-calls"), <=, 32 * SLICES_AT_LEAST(LONG_ARRAY));
+    guest_free(b->alloc, addr);
+
+    /* Stopped on the way, it is begun again */
+    forget(b);
+    start_long_array(b, &addr);
+    qtest_qmp_assert_success(b->qts, "{'execute': 'stop'}");
+    g_assert_cmpint(grown(b, "discards"), <, LONG_ARRAY);
+    check_idle(b);
+    qtest_qmp_assert_success(b->qts, "{'execute': 'cont'}");
+    wait_done(b, INFLATE);
+    g_assert_cmpint(grown(b, "messages"), ==, 2);
+    g_assert_cmpint(grown(b, "kicks"), ==, 1);
+    g_assert_cmpint(grown(b, "discards"), >, LONG_ARRAY);
+    guest_free(b->alloc, addr);
+
+    /* Reset on the way, it is gone, whatever the next driver speaks */
+    forget(b);
+    start_long_array(b, &addr);
+    qvirtio_reset(b->dev);
+    g_assert_cmpint(grown(b, "discards"), <, LONG_ARRAY);
+    check_idle(b);
+    guest_free(b->alloc, addr);
+    guest_free(b->alloc, deflate);
+}
+
 static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
@@ -853,7 +906,7 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(!!(qvirtio_get_features(b.dev) &
                        F(VIRTIO_BALLOON_F_PAGE_BITMAP)), ==, offered);
     fill(&b, AREA, 2 * MiB);
-    add_pfns(msg, 2);
+    add_pfns(msg, AREA_PFN, 2);
     transmit(&b, INFLATE, msg);
     for (i = 0; i < 512; i += 2) {
         check_gone(&b, AREA + i * 4 * KiB, 4 * KiB);
@@ -866,6 +919,12 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 1 * MiB);
     g_assert_cmpint(grown(&b, "records"), ==, 0);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 0);
+
+    check_pfn_slices(&b);
+    balloon_restart(&b, offered ? FEATURES : F(VIRTIO_F_VERSION_1));
+    if (offered) {
+        check_works(&b);
+    }
     balloon_fini(&b);
 }
 
@@ -889,7 +948,7 @@ static void test_undiscardable(void *obj, void *data, QGuestAllocator *alloc)
         balloon_restart(&b, pfns ? F(VIRTIO_F_VERSION_1) : FEATURES);
         for (j = 0; j < 2; j++) {
             if (pfns) {
-                add_pfns(msg, 2);
+                add_pfns(msg, AREA_PFN, 2);
             } else {
                 add_record(msg, 12, AREA_PFN, 0x5555555555555555, 64);
             }
@@ -1067,6 +1126,26 @@ static void test_huge_pages(void *obj, void *data, QGuestAllocator *alloc)
     add_record(msg, 12, AREA_PFN, 0x2, 8);
     transmit(&b, DEFLATE, msg);
     g_assert_cmpint(grown(&b, "deflated-pages"), ==, 1);
+
+    /* Page numbers make up a backing page over slices, not over messages. */
+    balloon_restart(&b, F(VIRTIO_F_VERSION_1));
+    forget(&b);
+    fill(&b, AREA, 8 * MiB);
+    for (i = 0; i < 8; i++) {
+        add_pfns(msg, AREA_PFN + 256 * i, 1);
+    }
+    transmit(&b, INFLATE, msg);
+    check_gone(&b, AREA, 8 * MiB);
+    g_assert_cmpint(grown(&b, "discards"), ==, 4);
+    g_assert_cmpint(grown(&b, "bh-calls"), >=, 1);
+    forget(&b);
+    fill(&b, AREA, 2 * MiB);
+    for (i = 0; i < 2; i++) {
+        add_pfns(msg, AREA_PFN + 256 * i, 1);
+        transmit(&b, INFLATE, msg);
+    }
+    check_kept(&b, AREA, 2 * MiB);
+    g_assert_cmpint(grown(&b, "discards"), ==, 0);
     balloon_fini(&b);
 }
 

@@ -25,15 +25,15 @@ typedef struct BalloonBitmapStats {
     uint64_t discarded_bytes;   /* * */
     uint64_t partial_bytes;     /* inflated, less than a backing page each */
     uint64_t kept_bytes;        /* * inflated, but discards fail */
-    uint64_t bh_calls;          /* continuations */
+    uint64_t bh_calls;          /* * continuations */
     uint64_t longest_hold_ns;   /* * of the BQL at a stretch, since reset */
     uint64_t busy_ns;           /* * sum of all such holds */
 } BalloonBitmapStats;
 
-/* A buffer of records, and how far it has been read */
+/* A buffer of records (or page numbers), and how far it has been read */
 typedef struct BalloonRecords {
     size_t size;                /* of the buffer */
-    size_t offset;              /* of the next record */
+    size_t offset;              /* of what comes next */
 
     /* Current record, out of the guest's reach */
     unsigned long *bitmap;      /* VIRTIO_BALLOON_BMAP_MAX_LEN bytes */
@@ -89,23 +89,17 @@ void balloon_bitmap_reset(BalloonBitmap *b);
 void balloon_bitmap_queue_reset(BalloonBitmap *b, uint32_t index);
 void balloon_bitmap_set_status(BalloonBitmap *b, uint8_t status);
 
-/* Around the work of each inflate or deflate notification */
-int64_t balloon_bitmap_begin(BalloonBitmap *b);
-void balloon_bitmap_end(BalloonBitmap *b, int64_t begin);
-
-/* Takes the queues' buffers as records; false if they are PFN arrays */
-bool balloon_bitmap_handle(BalloonBitmap *b);
-
-void balloon_bitmap_count_message(BalloonBitmap *b, size_t bytes);
+/* On each inflate or deflate notification; takes records or PFN arrays */
+void balloon_bitmap_handle(BalloonBitmap *b);
 
 /* ram_block_discard_range(), counted, and up to the first that fails */
 void balloon_bitmap_discard(BalloonBitmap *b, RAMBlock *rb, ram_addr_t offset,
                             size_t length);
 
 /*
- * For each queue that carries records.  What costs as much as MESSAGE_WORK
- * work items is a buffer, however little is in it; runs (per memory section)
- * and records, good or bad, are one each.
+ * For each queue that is worked on in slices.  What costs as much as
+ * MESSAGE_WORK work items is a buffer, however little is in it; runs (per
+ * memory section), records, good or bad, and page numbers are one each.
  */
 #define BALLOON_MESSAGE_WORK    32
 /* A slice of work ends after this time, even if a slow host did little */
