@@ -15,7 +15,9 @@
  * BQL for long.  What is known of an unfinished buffer stays in
  * BalloonBitmapQueue.  When the VM stops the buffer goes back to the ring, to
  * be taken again from its start: the guest was not told that it is done, and
- * to discard twice is harmless.  So there is nothing to migrate.
+ * to discard twice is harmless.  So there is nothing to migrate.  Page numbers
+ * as drivers send them are done before: a destination that knows of no slices
+ * would wait for a notification that has long been given.
  *
  * Everything here runs under the BQL.
  *
@@ -40,6 +42,8 @@
 /* What one slice may do; a host sets its time as well */
 #define SLICE_BYTES     (64 * MiB)
 #define SLICE_WORK      1024
+/* What may still be done when the VM stops: 14 messages of 256 page numbers */
+#define STOP_WORK       4096
 
 static bool balloon_bitmap_negotiated(BalloonBitmap *b)
 {
@@ -332,9 +336,9 @@ static void balloon_bitmap_push(BalloonBitmap *b, BalloonBitmapQueue *q,
                                 VirtQueue *vq)
 {
     virtqueue_push(vq, q->elem, 0);
-    virtio_notify(b->vdev, vq);
     g_free(q->elem);
     q->elem = NULL;
+    virtio_notify(b->vdev, vq);
 }
 
 static void balloon_pfn_apply(BalloonBitmap *b, VirtQueue *vq, hwaddr addr,
@@ -498,11 +502,11 @@ static void balloon_bitmap_give_back(BalloonBitmap *b, unsigned int n)
 
     if (q->elem) {
         virtqueue_unpop(vq, q->elem, 0);
-        virtio_balloon_end_pages(VIRTIO_BALLOON(b->vdev), vq);
         g_free(q->elem);
         q->elem = NULL;
     }
     balloon_records_drop(&q->records);
+    virtio_balloon_end_pages(VIRTIO_BALLOON(b->vdev), vq);
 }
 
 static void balloon_bitmap_stop(BalloonBitmap *b)
@@ -515,8 +519,25 @@ static void balloon_bitmap_stop(BalloonBitmap *b)
     }
 }
 
+static void balloon_pfn_finish(BalloonBitmap *b)
+{
+    BalloonSlice s = {
+        .bytes = INT64_MAX,
+        .work = STOP_WORK,
+        .deadline = INT64_MAX,
+    };
+
+    balloon_pfn_drain(b, 0, &s);
+    balloon_pfn_drain(b, 1, &s);
+    memory_region_unref(s.mr);
+}
+
 void balloon_bitmap_set_status(BalloonBitmap *b, uint8_t status)
 {
+    if (!b->vdev->vm_running && b->bh_scheduled && !b->vdev->broken &&
+        !balloon_bitmap_negotiated(b)) {
+        balloon_pfn_finish(b);
+    }
     /* A driver of before virtio 1.0 may begin before it is DRIVER_OK */
     if (!b->vdev->vm_running || !virtio_device_started(b->vdev, status)) {
         balloon_bitmap_stop(b);

@@ -842,17 +842,25 @@ static void test_unplug(void *obj, void *data, QGuestAllocator *alloc)
     qos_invalidate_command_line();
 }
 
-#define LONG_ARRAY  (VIRTIO_BALLOON_BMAP_MAX_MSG / 4)
+/* Page numbers, in descriptors that share their memory */
+#define ARRAY_PART  (VIRTIO_BALLOON_BMAP_MAX_MSG / 4)
+#define LONG_ARRAY  (8 * ARRAY_PART)
 
 static void start_long_array(Balloon *b, uint64_t *addr)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
+    QVirtQueue *vq = b->vq[INFLATE];
+    int i;
 
-    while (msg->len < 4 * LONG_ARRAY) {
+    while (msg->len < 4 * ARRAY_PART) {
         add_pfns(msg, AREA_PFN, 1);
     }
     *addr = write_message(b, msg);
-    kick(b, INFLATE, *addr, 4 * LONG_ARRAY);
+    vq->free_head = 0;
+    for (i = LONG_ARRAY / ARRAY_PART; i--; ) {
+        qvirtqueue_add(b->qts, vq, *addr, 4 * ARRAY_PART, false, i);
+    }
+    qvirtqueue_kick(b->qts, b->dev, vq, 0);
 }
 
 /* Page numbers have no more of the BQL at a stretch than bitmaps have. */

@@ -60,6 +60,7 @@
 #define MAX_SLICES      10000
 /* Bits that change at each step are what costs time */
 #define MAX_STRIPES     (6 * KiB)
+#define MAX_NUMBERS     (16 * KiB)
 
 #define CANARY          0x6d756e6f6c6c6162ull
 
@@ -139,6 +140,7 @@ static struct {
     unsigned int scratch;       /* bytes of it that are in use */
     unsigned int tables;
     unsigned int stripes;
+    unsigned int numbers;       /* of pages */
     unsigned int last_record;
     BalloonBitmapStats bitmap0;
     BalloonMiscStats misc0;
@@ -744,6 +746,11 @@ static void setup(uint8_t how, uint8_t without)
 
 static void pause_vm(bool pause)
 {
+    /* Page numbers as drivers send them are done before the VM stops */
+    bool done = f.live && !f.wild && f.b->bh_scheduled &&
+                !has(VIRTIO_BALLOON_F_PAGE_BITMAP) && f.numbers < 2000 &&
+                f.ring[0].nr_pending + f.ring[1].nr_pending < 64;
+
     if (pause == f.paused) {
         return;
     }
@@ -757,6 +764,8 @@ static void pause_vm(bool pause)
         MUST(!f.b->queue[0].elem && !f.b->queue[1].elem && !f.m->in_message);
     }
     reap_all();
+    MUST(!pause || !done || f.wild || f.vdev->broken ||
+         !(f.ring[0].nr_pending + f.ring[1].nr_pending));
 }
 
 static void inhibit(bool on)
@@ -940,11 +949,10 @@ static void offer(unsigned int q, bool indirect)
         }
     }
     if (q < 2 && !carries_records(q)) {
-        /* Each page number costs as much */
-        if (f.stripes + bytes / 4 > MAX_STRIPES) {
+        if (f.numbers + bytes / 4 > MAX_NUMBERS) {
             return;
         }
-        f.stripes += bytes / 4;
+        f.numbers += bytes / 4;
     }
     if (ours && carries_records(q)) {
         expect(segs, n, q == f.misc, &e);
@@ -970,8 +978,8 @@ static void op_send(void)
     unsigned int i, times = how & 0x80 ? 1 + get8() % 64 : 1;
 
     if (times > 1) {
+        times = f.stripes * times > MAX_STRIPES ? 1 : times;
         f.stripes *= times;
-        times = f.stripes > MAX_STRIPES ? 1 : times;
     }
     for (i = 0; i < times; i++) {
         offer(q, how & 8);
@@ -1175,15 +1183,21 @@ static void run(void)
 static void settle(void)
 {
     bool lawful = f.live && !f.wild;
+    /* Page numbers that nobody meant as such may be work for hours */
+    bool bounded = lawful || (has(VIRTIO_BALLOON_F_PAGE_BITMAP) &&
+                              has(VIRTIO_F_VERSION_1));
     unsigned int q;
 
     for (q = 0; q < f.nr_queues; q++) {
         kick(q);
     }
-    /* Page numbers that nobody meant as such may be work for hours */
-    poll(lawful ? MAX_SLICES + 1 : 64);
-    MUST(!lawful || f.vdev->broken ||
+    poll(bounded ? MAX_SLICES + 1 : 64);
+    MUST(!bounded || f.vdev->broken ||
          (!f.b->queue[0].elem && !f.b->queue[1].elem));
+    if (f.vdev->broken) {
+        poll(1);
+        MUST(!f.b->bh_scheduled);
+    }
 }
 
 static void check_requests(void)
@@ -1357,7 +1371,8 @@ static void fuzz(QTestState *qts, const unsigned char *data, size_t size)
     if (f.plugged != offered) {
         plug(offered);
     }
-    f.nr_segs = f.scratch = f.stripes = f.last_record = f.asked = 0;
+    f.nr_segs = f.scratch = f.stripes = f.numbers = f.last_record = 0;
+    f.asked = 0;
     f.sure[0] = f.sure[1] = true;
     memset(f.sum, 0, sizeof(f.sum));
     f.bitmap0 = f.b->stats;
