@@ -449,6 +449,15 @@ static bool balloon_queue_drain(BalloonBitmap *b, unsigned int n,
                                           balloon_pfn_drain(b, n, s);
 }
 
+static void balloon_bitmap_end(BalloonBitmap *b, BalloonSlice *s, int64_t begin)
+{
+    uint64_t held = get_clock() - begin;
+
+    memory_region_unref(s->mr);
+    b->stats.busy_ns += held;
+    b->stats.longest_hold_ns = MAX(b->stats.longest_hold_ns, held);
+}
+
 static void balloon_bitmap_run_slice(BalloonBitmap *b)
 {
     int64_t begin = get_clock();
@@ -458,7 +467,6 @@ static void balloon_bitmap_run_slice(BalloonBitmap *b)
         .deadline = begin + BALLOON_SLICE_NS,
     };
     unsigned int first = b->turn;
-    uint64_t held;
 
     /* A stopped VM's buffers are polled when it runs again. */
     if (!b->vdev->vm_running || b->vdev->broken) {
@@ -471,10 +479,7 @@ static void balloon_bitmap_run_slice(BalloonBitmap *b)
         trace_virtio_balloon_bitmap_continue(s.bytes, s.work);
         balloon_bitmap_schedule(b);
     }
-    memory_region_unref(s.mr);
-    held = get_clock() - begin;
-    b->stats.busy_ns += held;
-    b->stats.longest_hold_ns = MAX(b->stats.longest_hold_ns, held);
+    balloon_bitmap_end(b, &s, begin);
 }
 
 static void balloon_bitmap_bh(void *opaque)
@@ -521,6 +526,7 @@ static void balloon_bitmap_stop(BalloonBitmap *b)
 
 static void balloon_pfn_finish(BalloonBitmap *b)
 {
+    int64_t begin = get_clock();
     BalloonSlice s = {
         .bytes = INT64_MAX,
         .work = STOP_WORK,
@@ -529,7 +535,7 @@ static void balloon_pfn_finish(BalloonBitmap *b)
 
     balloon_pfn_drain(b, 0, &s);
     balloon_pfn_drain(b, 1, &s);
-    memory_region_unref(s.mr);
+    balloon_bitmap_end(b, &s, begin);
 }
 
 void balloon_bitmap_set_status(BalloonBitmap *b, uint8_t status)
