@@ -30,7 +30,7 @@ help:
 	@echo '  fuzz        the device against random drivers, with sanitizers; ARGS="RUNS SEED"        (~45 s)'
 	@echo '  soak        everything at random; BALLOON_LAB_SOAK=seconds BALLOON_LAB_SEED=number'
 	@echo '  coverage    all tests, counting the lines of our files that run                  (~25 min)'
-	@echo '  mutants     the defects of the series of 2016, planted one at a time: each must be found  (~60 min)'
+	@echo '  mutants     the defects of the series of 2016, planted one at a time: each must be found  (~40 min)'
 	@echo '  sparse coccicheck checkpatch lint maintainers headers   the static checks of the kernel and of QEMU'
 	@echo '  htmldocs    the kernel documentation, ours with warnings as errors'
 	@echo 'Work on it'

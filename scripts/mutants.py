@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,13 +34,14 @@ DEVICE = "qemu/hw/virtio/virtio-balloon-bitmap.c"
 
 
 class Mutant(NamedTuple):
-    """A fault: text that is replaced, once, and the test that must fail."""
+    """A fault: text that is replaced, once, the test that must fail, and what it then says."""
 
     name: str
     path: str
     old: str
     new: str
     test: str
+    sign: str
     kernel: str = "guest"
 
 
@@ -50,15 +52,18 @@ MUTANTS = [
 	return""",
            """	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
 				       words + start, end - start - 1);
-	return""", "kunit"),
+	return""", "kunit", r"not ok \d+ balloon_record_"),
     Mutant("1 the host reads beyond the buffer", DEVICE,
-           "    if (len > room) {", "    if (0) {", "qtest bad-records"),
+           "    if (len > room) {", "    if (0) {",
+           "qtest bad-records", "iov_to_buf_full: Assertion"),
     Mutant("2 a single page at the edge of a word is lost", "mm/page_bitmap.c",
            "	for (left = nr; left; word++, bit = 0) {",
-           "	for (left = nr - !bit; left; word++, bit = 0) {", "kunit"),
+           "	for (left = nr - !bit; left; word++, bit = 0) {",
+           "kunit", r"not ok \d+ page_bitmap_single_page"),
     Mutant("3 pages are reported again", BITMAP,
            "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n",
-           "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2, "kunit"),
+           "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2,
+           "kunit", r"not ok \d+ device_good"),
     Mutant("4 the balloon moves without its lock", "patches/*-inflate-and-deflate-by-page-bitmaps.patch",
            """+	mutex_lock(&vb->balloon_lock);
 +	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
@@ -71,32 +76,37 @@ MUTANTS = [
 +	else
 +		num = 0;
 +	mutex_lock(&vb->balloon_lock);
-""", "debug", "guest-debug"),
+""", "debug", "WARNING: .*balloon", "guest-debug"),
     Mutant("5 unbounded work under the lock", BITMAP,
            """	return balloon_page_list_alloc(pages, min(nr_pages,
 						  (size_t)BALLOON_BITMAP_CHUNK >> PAGE_SHIFT));""",
-           "	return balloon_page_list_alloc(pages, nr_pages);", "kunit"),
+           "	return balloon_page_list_alloc(pages, nr_pages);",
+           "kunit", r"not ok \d+ device_chunks"),
     Mutant("6 pages are released twice", BITMAP,
            "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {",
            "	balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp);\n"
-           "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {", "kunit"),
+           "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {",
+           "kunit", r"not ok \d+ device_good"),
     Mutant("7 a range that ends on the edge of a segment", "mm/page_bitmap.c",
            "	nr = min(nr, PAGE_BITMAP_SEG_PAGES - first);",
-           "	nr = min(nr, PAGE_BITMAP_SEG_PAGES - first - 1) ?: 1;", "kunit"),
+           "	nr = min(nr, PAGE_BITMAP_SEG_PAGES - first - 1) ?: 1;",
+           "kunit", r"not ok \d+ page_bitmap_range"),
     Mutant("8 sleeping in the queue's callback", MISC,
            "		queue_work(system_unbound_wq, &misc->work);",
-           "		balloon_misc_func(&misc->work);", "kunit", "guest-debug"),
+           "		balloon_misc_func(&misc->work);",
+           "kunit", "BUG: .*(sleeping|scheduling)|Invalid wait context", "guest-debug"),
     Mutant("9 a message that cannot be sent is tried for ever", BITMAP,
            """GFP_NOWAIT)) == -ENOSPC &&
 		       bb->inflight) {""",
-           "GFP_NOWAIT))) {", "kunit"),
+           "GFP_NOWAIT))) {", "kunit", "self-detected stall on CPU"),
     Mutant("10 no end of waiting for a broken ring", BITMAP,
-           "		if (virtqueue_is_broken(vq))\n			return -EIO;", "", "kunit"),
+           "		if (virtqueue_is_broken(vq))\n			return -EIO;", "",
+           "kunit", "no answer in time"),
     Mutant("10 a message longer than the ring", BITMAP,
            "		nr = min3(pages->nr_segs - done, virtqueue_get_vring_size(vq),\n"
            "			  (unsigned int)BALLOON_BITMAP_MSG_SEGS);",
            "		nr = min(pages->nr_segs - done, (unsigned int)BALLOON_BITMAP_MSG_SEGS);",
-           "queue_size_1"),
+           "queue_size_1", r"WARNING: .*virtio_ring\.c"),
     Mutant("11 a field of an answer in another message", BITMAP,
            """	struct balloon_bmap_hdr *hdr = to;
 
@@ -105,28 +115,32 @@ MUTANTS = [
 	static u64 last;
 
 	last = req_id = req_id ?: last;
-""", "kunit"),
+""", "kunit", r"not ok \d+ device_answers"),
     Mutant("12 the last pages of the range are lost", "mm/unused_pages.c",
            "	end_pfn = min(end_pfn, READ_ONCE(max_pfn));",
-           "	end_pfn = round_down(min(end_pfn, READ_ONCE(max_pfn)), 8);", "kunit"),
+           "	end_pfn = round_down(min(end_pfn, READ_ONCE(max_pfn)), 8);",
+           "kunit", r"not ok \d+ unused_"),
     Mutant("13 segments are never given back", "mm/page_bitmap.c",
-           "	while (pb->nr_bufs > keep)", "	while (0 && pb->nr_bufs > keep)", "kunit"),
+           "	while (pb->nr_bufs > keep)", "	while (0 && pb->nr_bufs > keep)",
+           "kunit", r"not ok \d+ page_bitmap_gives_memory_back"),
     Mutant("14 BUG() when a buffer cannot be added", MISC,
            "	if (err && !virtqueue_is_broken(misc->vq))",
-           "	BUG_ON(err);\n	if (err && !virtqueue_is_broken(misc->vq))", "kunit"),
+           "	BUG_ON(err);\n	if (err && !virtqueue_is_broken(misc->vq))",
+           "kunit", "Oops: invalid opcode"),
     Mutant("14 the queue's number is not looked at", MISC,
            "	declined &= GENMASK_ULL(VIRTIO_BALLOON_F_MISC_VQ - 1, 0) & ~no_queue;",
-           "	declined &= no_queue & ~no_queue;", "misc_features"),
+           "	declined &= no_queue & ~no_queue;", "misc_features", "the misc queue was negotiated"),
     Mutant("15 removal does not end an answer", MISC,
-           "	cancel_work_sync(&misc->work);\n", "", "kunit", "guest-debug"),
+           "	cancel_work_sync(&misc->work);\n", "",
+           "kunit", "KASAN: .*use-after-free", "guest-debug"),
     Mutant("16 a native-endian bitmap", "mm/page_bitmap.c",
            "words[word] |= cpu_to_le64(GENMASK_ULL(bit + n - 1, bit));",
-           "words[word] |= GENMASK_ULL(bit + n - 1, bit);", "static sparse"),
+           "words[word] |= GENMASK_ULL(bit + n - 1, bit);", "static sparse", r"page_bitmap\.c:\d+:\d+: warning"),
     Mutant("17 a scatterlist on the stack", BITMAP,
            "	struct page_bitmap *pages = &bb->pages;\n	unsigned int done = 0, i, nr;",
            "	struct page_bitmap *pages = &bb->pages;\n	struct scatterlist sg[33];\n"
            "	unsigned int done = 0, i, nr;\n\n	sg_init_table(sg, 33);\n"
-           "	barrier_data(sg);", "static warnings"),
+           "	barrier_data(sg);", "static warnings", "frame size"),
 ]
 
 
@@ -166,7 +180,7 @@ def command(one: Mutant) -> List[str]:
 
 
 def found(one: Mutant, env: Dict[str, str], log: Path) -> bool:
-    """Whether the test fails with the fault in place."""
+    """Whether the test fails with the fault in place, and because of it."""
     path, = REPO.glob(one.path)
     text = path.read_text("utf-8")
     if text.count(one.old) != 1:
@@ -182,8 +196,10 @@ def found(one: Mutant, env: Dict[str, str], log: Path) -> bool:
                 if done.returncode:
                     raise SystemExit(f"mutants: '{one.name}' does not build, see {log}")
             own = {k: v for k, v in env.items() if k != "BALLOON_LAB_QEMU"}
-            return subprocess.run(command(one), cwd=REPO, stdout=out, stderr=out, check=False,
-                                  env=own if "qemu" in build else env).returncode != 0
+            done = subprocess.run(command(one), cwd=REPO, stdout=out, stderr=out, check=False,
+                                  env=own if "qemu" in build else env)
+        said = log.read_text("utf-8", "replace")
+        return done.returncode != 0 and re.search(one.sign, said) is not None
     finally:
         path.write_text(text, "utf-8")
         for old in (WORK / "cache").glob("[gq]*-*"):
