@@ -315,35 +315,51 @@ static void balloon_bitmap_next_record(BalloonBitmap *b, BalloonBitmapQueue *q)
     b->stats.records++;
 }
 
-static bool balloon_bitmap_pop(BalloonBitmap *b, BalloonBitmapQueue *q,
-                               VirtQueue *vq, BalloonSlice *s)
+/* Does what costs little; returns whether that was the last of the buffer. */
+static bool balloon_bitmap_done(BalloonBitmap *b, BalloonBitmapQueue *q)
 {
     BalloonRecords *r = &q->records;
 
-    q->elem = virtqueue_pop(vq, sizeof(*q->elem));
-    if (!q->elem) {
+    while (!r->run_complete && r->next_bit < r->nr_bits) {
+        b->stats.runs += balloon_records_next_bits(r);
+    }
+    if (r->run_complete || r->offset < r->size) {
         return false;
     }
-    r->size = iov_size(q->elem->out_sg, q->elem->out_num);
-    r->offset = 0;
-    s->work -= BALLOON_MESSAGE_WORK;
-    b->stats.messages++;
-    b->stats.bytes += r->size;
-    return true;
+    r->run_complete = r->run_start != r->run_end;
+    return !r->run_complete;
 }
 
-static void balloon_bitmap_push(BalloonBitmap *b, BalloonBitmapQueue *q,
-                                VirtQueue *vq)
+static void balloon_bitmap_work(BalloonBitmap *b, BalloonBitmapQueue *q,
+                                BalloonSlice *s)
 {
-    virtqueue_push(vq, q->elem, 0);
-    g_free(q->elem);
-    q->elem = NULL;
-    virtio_notify(b->vdev, vq);
+    BalloonRecords *r = &q->records;
+
+    if (r->run_complete) {
+        balloon_bitmap_apply(b, q, s);
+        r->run_complete = r->run_start != r->run_end;
+    } else {
+        balloon_bitmap_next_record(b, q);
+        s->work--;
+    }
 }
 
-static void balloon_pfn_apply(BalloonBitmap *b, VirtQueue *vq, hwaddr addr,
-                              BalloonSlice *s)
+static bool balloon_pfn_done(const BalloonRecords *r)
 {
+    return r->size - r->offset < sizeof(uint32_t);
+}
+
+static void balloon_pfn_work(BalloonBitmap *b, BalloonBitmapQueue *q,
+                             VirtQueue *vq, BalloonSlice *s)
+{
+    BalloonRecords *r = &q->records;
+    uint32_t pfn;
+    hwaddr addr;
+
+    iov_to_buf(q->elem->out_sg, q->elem->out_num, r->offset, &pfn, sizeof(pfn));
+    r->offset += sizeof(pfn);
+    addr = (hwaddr)virtio_ldl_p(b->vdev, &pfn) << VIRTIO_BALLOON_PFN_SHIFT;
+
     balloon_slice_look_up(s, addr);
     s->work--;
     if (!balloon_slice_is_ram(s)) {
@@ -358,36 +374,34 @@ static void balloon_pfn_apply(BalloonBitmap *b, VirtQueue *vq, hwaddr addr,
     }
 }
 
-/* Returns false if the slice was used up first. */
-static bool balloon_pfn_drain(BalloonBitmap *b, unsigned int n,
-                              BalloonSlice *s)
+static bool balloon_bitmap_pop(BalloonBitmap *b, BalloonBitmapQueue *q,
+                               VirtQueue *vq, bool bitmaps)
 {
-    BalloonBitmapQueue *q = &b->queue[n];
     BalloonRecords *r = &q->records;
-    VirtQueue *vq = virtio_get_queue(b->vdev, n);
-    uint32_t pfn;
 
-    for (;;) {
-        if (q->elem && r->size - r->offset < sizeof(pfn)) {
-            balloon_bitmap_push(b, q, vq);
-            virtio_balloon_end_pages(VIRTIO_BALLOON(b->vdev), vq);
-            continue;
-        }
-        if (balloon_slice_used_up(s)) {
-            return !q->elem && virtio_queue_empty(vq);
-        }
-        if (!q->elem) {
-            if (!balloon_bitmap_pop(b, q, vq, s)) {
-                return true;
-            }
-            continue;
-        }
-        iov_to_buf(q->elem->out_sg, q->elem->out_num, r->offset, &pfn,
-                   sizeof(pfn));
-        r->offset += sizeof(pfn);
-        pfn = virtio_ldl_p(b->vdev, &pfn);
-        balloon_pfn_apply(b, vq, (hwaddr)pfn << VIRTIO_BALLOON_PFN_SHIFT, s);
+    q->elem = virtqueue_pop(vq, sizeof(*q->elem));
+    if (!q->elem) {
+        return false;
     }
+    r->size = iov_size(q->elem->out_sg, q->elem->out_num);
+    r->offset = 0;
+    b->stats.messages++;
+    b->stats.bytes += r->size;
+    if (bitmaps && r->size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
+        balloon_bitmap_bad_record(b, "buffer is too long");
+        r->offset = r->size;
+    }
+    return true;
+}
+
+static void balloon_bitmap_push(BalloonBitmap *b, BalloonBitmapQueue *q,
+                                VirtQueue *vq)
+{
+    virtqueue_push(vq, q->elem, 0);
+    g_free(q->elem);
+    q->elem = NULL;
+    virtio_balloon_end_pages(VIRTIO_BALLOON(b->vdev), vq);
+    virtio_notify(b->vdev, vq);
 }
 
 /* Returns false if the slice was used up first. */
@@ -395,43 +409,27 @@ static bool balloon_bitmap_drain(BalloonBitmap *b, unsigned int n,
                                  BalloonSlice *s)
 {
     BalloonBitmapQueue *q = &b->queue[n];
-    BalloonRecords *r = &q->records;
     VirtQueue *vq = virtio_get_queue(b->vdev, n);
+    bool bitmaps = balloon_bitmap_negotiated(b);
 
     for (;;) {
-        /* What costs little is done even at the end of the slice. */
-        if (q->elem && !r->run_complete) {
-            if (r->next_bit < r->nr_bits) {
-                b->stats.runs += balloon_records_next_bits(r);
-                continue;
-            }
-            if (r->offset == r->size && r->run_start != r->run_end) {
-                r->run_complete = true;
-                continue;
-            }
-            if (r->offset == r->size) {
-                balloon_bitmap_push(b, q, vq);
-                continue;
-            }
+        if (q->elem && (bitmaps ? balloon_bitmap_done(b, q) :
+                                  balloon_pfn_done(&q->records))) {
+            balloon_bitmap_push(b, q, vq);
+            continue;
         }
-
         if (balloon_slice_used_up(s)) {
             return !q->elem && virtio_queue_empty(vq);
         }
         if (!q->elem) {
-            if (!balloon_bitmap_pop(b, q, vq, s)) {
+            if (!balloon_bitmap_pop(b, q, vq, bitmaps)) {
                 return true;
             }
-            if (r->size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
-                balloon_bitmap_bad_record(b, "buffer is too long");
-                r->offset = r->size;
-            }
-        } else if (r->run_complete) {
-            balloon_bitmap_apply(b, q, s);
-            r->run_complete = r->run_start != r->run_end;
+            s->work -= BALLOON_MESSAGE_WORK;
+        } else if (bitmaps) {
+            balloon_bitmap_work(b, q, s);
         } else {
-            balloon_bitmap_next_record(b, q);
-            s->work--;
+            balloon_pfn_work(b, q, vq, s);
         }
     }
 }
@@ -442,44 +440,42 @@ static void balloon_bitmap_schedule(BalloonBitmap *b)
     qemu_bh_schedule(b->bh);
 }
 
-static bool balloon_queue_drain(BalloonBitmap *b, unsigned int n,
-                                BalloonSlice *s)
+/* Returns false if the slice was used up first. */
+static bool balloon_bitmap_slice(BalloonBitmap *b, BalloonSlice *s)
 {
-    return balloon_bitmap_negotiated(b) ? balloon_bitmap_drain(b, n, s) :
-                                          balloon_pfn_drain(b, n, s);
-}
+    int64_t begin = get_clock();
+    unsigned int first = b->turn;
+    uint64_t held;
+    bool done;
 
-static void balloon_bitmap_end(BalloonBitmap *b, BalloonSlice *s, int64_t begin)
-{
-    uint64_t held = get_clock() - begin;
-
+    /* The queue that did not get its turn begins the next slice. */
+    b->turn = !first;
+    done = balloon_bitmap_drain(b, first, s) &&
+           balloon_bitmap_drain(b, !first, s);
     memory_region_unref(s->mr);
+
+    held = get_clock() - begin;
     b->stats.busy_ns += held;
     b->stats.longest_hold_ns = MAX(b->stats.longest_hold_ns, held);
+    return done;
 }
 
 static void balloon_bitmap_run_slice(BalloonBitmap *b)
 {
-    int64_t begin = get_clock();
     BalloonSlice s = {
         .bytes = SLICE_BYTES,
         .work = SLICE_WORK,
-        .deadline = begin + BALLOON_SLICE_NS,
+        .deadline = get_clock() + BALLOON_SLICE_NS,
     };
-    unsigned int first = b->turn;
 
     /* A stopped VM's buffers are polled when it runs again. */
     if (!b->vdev->vm_running || b->vdev->broken) {
         return;
     }
-    /* The queue that did not get its turn begins the next slice. */
-    b->turn = !first;
-    if (!balloon_queue_drain(b, first, &s) ||
-        !balloon_queue_drain(b, !first, &s)) {
+    if (!balloon_bitmap_slice(b, &s)) {
         trace_virtio_balloon_bitmap_continue(s.bytes, s.work);
         balloon_bitmap_schedule(b);
     }
-    balloon_bitmap_end(b, &s, begin);
 }
 
 static void balloon_bitmap_bh(void *opaque)
@@ -524,25 +520,15 @@ static void balloon_bitmap_stop(BalloonBitmap *b)
     }
 }
 
-static void balloon_pfn_finish(BalloonBitmap *b)
-{
-    int64_t begin = get_clock();
-    BalloonSlice s = {
-        .bytes = INT64_MAX,
-        .work = STOP_WORK,
-        .deadline = INT64_MAX,
-    };
-
-    balloon_pfn_drain(b, 0, &s);
-    balloon_pfn_drain(b, 1, &s);
-    balloon_bitmap_end(b, &s, begin);
-}
-
 void balloon_bitmap_set_status(BalloonBitmap *b, uint8_t status)
 {
     if (!b->vdev->vm_running && b->bh_scheduled && !b->vdev->broken &&
         !balloon_bitmap_negotiated(b)) {
-        balloon_pfn_finish(b);
+        balloon_bitmap_slice(b, &(BalloonSlice) {
+            .bytes = INT64_MAX,
+            .work = STOP_WORK,
+            .deadline = INT64_MAX,
+        });
     }
     /* A driver of before virtio 1.0 may begin before it is DRIVER_OK */
     if (!b->vdev->vm_running || !virtio_device_started(b->vdev, status)) {
