@@ -654,7 +654,7 @@ static struct device_double *double_start(struct kunit *test, u64 features, unsi
 	return d;
 }
 
-static void target(struct device_double *d, size_t bytes)
+static void target(struct device_double *d, u64 bytes)
 {
 	mutex_lock(&d->lock);
 	d->config.num_pages = cpu_to_le32(UNITS(bytes));
@@ -832,8 +832,35 @@ static void device_answers(struct kunit *test)
 	remove_and_judge(d, &before, "answers");
 }
 
+/* The target is whatever it likes, and another before it is reached. */
+static void device_wavers(struct kunit *test)
+{
+	static const u64 features[] = { BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1) };
+	static const u64 sizes[] = {
+		(u64)U32_MAX << VIRTIO_BALLOON_PFN_SHIFT, 0, SZ_32M + SZ_64K, SZ_4K, SZ_16M,
+	};
+	struct account before = take_account();
+	struct rnd_state rnd;
+	unsigned int i, j;
+
+	prandom_seed_state(&rnd, seed);
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		struct device_double *d = double_start(test, features[i], 16);
+
+		for (j = 0; j < 300; j++) {
+			target(d, sizes[prandom_u32_state(&rnd) % ARRAY_SIZE(sizes)]);
+			usleep_range(0, prandom_u32_state(&rnd) % 2000);
+		}
+		target(d, SZ_8M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
+		KUNIT_EXPECT_EQ(test, d->nr_inside, SZ_8M >> PAGE_SHIFT);
+		remove_and_judge(d, &before, "wavers");
+	}
+}
+
 /* One fault on one queue, then the device goes, with or without a word. */
-static void one_fault(struct kunit *test, enum fault fault, enum role where, bool bitmaps)
+static void one_fault(struct kunit *test, enum fault fault, enum role where, bool bitmaps,
+		      unsigned int after)
 {
 	struct account before = take_account();
 	const u64 features = bitmaps ? ALL : BIT_ULL(VIRTIO_F_VERSION_1);
@@ -841,8 +868,8 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	unsigned int reads;
 	char what[64];
 
-	snprintf(what, sizeof(what), "%s on %s by %s", faults[fault], roles[where],
-		 bitmaps ? "bitmaps" : "numbers");
+	snprintf(what, sizeof(what), "%s on %s by %s, after %u", faults[fault], roles[where],
+		 bitmaps ? "bitmaps" : "numbers", after);
 	if (where == MISC && !virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
 		double_remove(d);
 		return;
@@ -852,7 +879,7 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%s", what);
 	mutex_lock(&d->lock);
 	d->where = where;
-	d->after = where == MISC;	/* not of the request */
+	d->after = after;
 	d->fault = fault;
 	mutex_unlock(&d->lock);
 	switch (where) {
@@ -903,9 +930,10 @@ static void device_faults(struct kunit *test)
 
 	for (fault = NONE + 1; fault < FAULTS; fault++) {
 		for (i = 0; i < ARRAY_SIZE(where); i++) {
-			one_fault(test, fault, where[i], true);
+			/* The first buffer of the misc queue is the request. */
+			one_fault(test, fault, where[i], true, where[i] == MISC);
 			if (where[i] != MISC)
-				one_fault(test, fault, where[i], false);
+				one_fault(test, fault, where[i], false, fault % 2 * 3);
 		}
 	}
 }
@@ -945,34 +973,47 @@ static void expect_in_time(struct kunit *test, unsigned int in_time)
 		KUNIT_EXPECT_GT(test, in_time, 0);
 }
 
-/* The device breaks while a message is made: nobody waits for what was not sent. */
+/*
+ * The balloon moves, and the device breaks, or goes, at each moment of it: nobody
+ * waits for what was not sent, nothing is used that is gone.
+ */
 static void device_breaks(struct kunit *test)
 {
-	static const u64 features[] = { BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1) };
+	static const struct {
+		u64 features;
+		size_t from, to;
+	} moves[] = {
+		{ BITMAPS, SZ_64M, 0 },
+		{ BIT_ULL(VIRTIO_F_VERSION_1), SZ_16M, 0 },
+		{ BITMAPS, 0, SZ_64M },
+		{ BIT_ULL(VIRTIO_F_VERSION_1), 0, SZ_16M },
+	};
 	struct account before = take_account();
-	unsigned int i, j, in_time = 0;
+	unsigned int i, j, in_time[2] = {};
 
-	for (i = 0; i < ARRAY_SIZE(features); i++) {
+	for (i = 0; i < ARRAY_SIZE(moves); i++) {
 		unsigned long whole = USEC_PER_SEC;
 
 		for (j = 0; j <= MOMENTS; j++) {
-			struct device_double *d = double_start(test, features[i], 128);
+			struct device_double *d = double_start(test, moves[i].features, 128);
 			ktime_t begin;
 
 			mutex_lock(&d->lock);
 			d->blind = true;
 			mutex_unlock(&d->lock);
-			target(d, SZ_64M);
+			target(d, moves[i].from);
 			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
 			begin = ktime_get();
-			target(d, 0);
+			target(d, moves[i].to);
 			await_moment(d, j, begin, arrived, &whole);
-			virtio_break_device(&d->vdev);
-			in_time += !arrived(d);
-			remove_and_judge(d, &before, "breaks");
+			if ((i + j) % 2)
+				virtio_break_device(&d->vdev);
+			in_time[!moves[i].to] += !arrived(d);
+			remove_and_judge(d, &before, (i + j) % 2 ? "breaks" : "goes");
 		}
 	}
-	expect_in_time(test, in_time);
+	expect_in_time(test, in_time[0]);
+	expect_in_time(test, in_time[1]);
 }
 
 /* The device goes while it is answered: nothing is used that is gone with it. */
@@ -1291,6 +1332,7 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_good),
 	KUNIT_CASE_SLOW(device_chunks),
 	KUNIT_CASE_SLOW(device_answers),
+	KUNIT_CASE_SLOW(device_wavers),
 	KUNIT_CASE_SLOW(device_faults),
 	KUNIT_CASE_SLOW(device_breaks),
 	KUNIT_CASE_SLOW(device_leaves),
