@@ -19,7 +19,7 @@ from typing import Any, Iterator, List
 
 import balloon_tests  # noqa: F401 pylint: disable=unused-import
 import lab
-import matrix_tests  # noqa: F401 pylint: disable=unused-import
+import matrix_tests
 import misc_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests
 from harness import TESTS, Failure, Run, Test
@@ -87,6 +87,8 @@ def main() -> int:
         counts[result] += 1
         print(f"{word} {number} {one.name}{directive}")
         print(f"# {time.monotonic() - begin:.1f} s")
+    for line in matrix_tests.table():
+        print(f"# {line}")
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
     print(f"{counts['passed']} passed, {counts['failed']} failed{skipped}")
     return 1 if counts["failed"] else 0

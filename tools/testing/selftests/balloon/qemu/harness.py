@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from lab import ARCHS, BUILD, GIB, X86, Guest, LabError, Skip, arch, artifact, has_property, program
 
-BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 22, 23, 32, 34
+PAGE_POISON_BIT, BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 4, 22, 23, 32, 34
 # Memory that changes as fast as a guest can change it must still converge.
 FAST = {"max-bandwidth": 10 << 30, "downtime-limit": 2000}
 

@@ -9,7 +9,8 @@ import re
 import time
 from typing import Any, Dict, List, Set, Tuple
 
-from harness import (FAST, MISC_BIT, Failure, Run, equal, features, free_page_hints, needs,
+from balloon_tests import exercise
+from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, equal, features, free_page_hints, needs,
                      needs_pending_interrupts, refuses, require, suspends, test, variants)
 from lab import (GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, accelerator, arch,
                  overhead, patience)
@@ -150,8 +151,11 @@ def misc_declined(run: Run) -> None:
     with run.guest(balloon={**MISC, **arch(run.kernel).legacy}) as guest:
         refused(guest)
     needs("guest-debug", "PAGE_POISONING")
-    with run.guest(kernel="guest-debug", balloon=MISC, append="page_poison=1") as guest:
+    with run.guest(kernel="guest-debug", balloon={**MISC, "page-poison": "on"},
+                   append="page_poison=1") as guest:
         refused(guest)
+        equal("PAGE_POISON negotiated", features(guest)[PAGE_POISON_BIT], "1")
+        exercise(guest, 512 * MIB, run.bitmap)
 
 
 @test

@@ -12,7 +12,7 @@ from harness import (FAST, Run, equal, free_page_hints, pending_interrupts, requ
                      test)
 from lab import GIB, MIB, Guest, Job
 
-SECONDS = int(os.environ.get("BALLOON_LAB_SOAK", "100"))
+SECONDS = int(os.environ.get("BALLOON_LAB_SOAK", "120"))
 SEED = int(os.environ.get("BALLOON_LAB_SEED", "1"))
 
 
