@@ -11,42 +11,53 @@ lab=tools/testing/selftests/balloon/qemu
 passed=0 failed=0 skipped=0
 mkdir -p "$logs"
 
+# The number of the test that comes next
+next() { echo $((passed + failed + skipped + 1)); }
+
 run() {
-	local name=$1 log=$logs/$1.log
+	local name=$1 log=$logs/$1.log number
+	number=$(next)
 	shift
 	if "$@" >"$log" 2>&1 </dev/null; then
-		echo "ok - $name"
+		echo "ok $number - $name"
 		passed=$((passed + 1))
 	else
-		echo "not ok - $name # see $log"
+		echo "not ok $number - $name # see $log"
 		tail -n 20 "$log" | sed 's/^/# /'
 		failed=$((failed + 1))
 	fi
 }
 
-# Add the results of a program that prints TAP.
+# Add the results of a program that prints TAP, with numbers of ours.
 tap() {
-	local log=$logs/$1.log
+	local name=$1 log=$logs/$1.log
 	shift
-	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" | grep --line-buffered -vE '^[0-9]+ passed'
+	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" |
+		awk -v n="$(next)" -v name="$name" -v log_="$log" '
+			/^TAP |^1\.\.|^[0-9]+ passed/ { next }
+			/^(not )?ok/ { sub(/ok *[0-9]* *-? */, "ok " n++ " - " name " ") }
+			/^not ok/ && !/#/ { $0 = $0 " # see " log_ }
+			{ print; fflush() }'
 	local status=${PIPESTATUS[0]} fail skip all
 	all=$(grep -cE '^(not )?ok\b' "$log")
 	fail=$(grep -cE '^not ok\b' "$log")
 	skip=$(grep -ciE '^ok\b.*# SKIP' "$log")
-	if [ "$status" -ne 0 ] && [ "$fail" -eq 0 ]; then
-		echo "not ok - the program ended with $status # see $log"
-		fail=1 all=$((all + 1))
-	fi
 	passed=$((passed + all - fail - skip))
 	failed=$((failed + fail))
 	skipped=$((skipped + skip))
+	if [ "$status" -ne 0 ] && [ "$fail" -eq 0 ]; then
+		echo "not ok $(next) - $name ended with $status # see $log"
+		failed=$((failed + 1))
+	fi
 }
 
 build() {
 	local what
 	for what in "$@"; do
-		scripts/build.sh "$what" >/dev/null ||
-			{ echo "not ok - build $what"; failed=$((failed + 1)); }
+		if ! scripts/build.sh "$what" 2>&1 >/dev/null | tee "$logs/build-$what.log" >&2; then
+			echo "not ok $(next) - build $what # see $logs/build-$what.log"
+			failed=$((failed + 1))
+		fi
 	done
 }
 
@@ -88,9 +99,11 @@ rest() {
 	BALLOON_LAB_SOAK=3600 BALLOON_LAB_SEED=$RANDOM tap soak python3 $lab/check.py soak
 }
 
+echo 'TAP version 13'
 case ${1:-main} in
 all)	main; arch; rest ;;
 main | arch | rest)	"${1:-main}" ;;
 esac
+echo "1..$((passed + failed + skipped))"
 echo "$passed passed, $failed failed$([ $skipped -eq 0 ] || echo ", $skipped skipped")"
 [ $failed -eq 0 ]

@@ -7,7 +7,7 @@ need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-ut
 rsync perl python3 dpkg-dev patch
 meson ninja-build pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev
 qemu-system-x86 seabios busybox-static
-sparse coccinelle shellcheck codespell gnuplot-nox python3-sphinx python3-ply python3-git
+sparse coccinelle ocaml-nox shellcheck codespell gnuplot-nox python3-sphinx python3-ply python3-git
 python3-yaml"
 # What the guests of other architectures want as well.
 arch="gcc-s390x-linux-gnu gcc-aarch64-linux-gnu gcc-i686-linux-gnu

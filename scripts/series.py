@@ -32,7 +32,7 @@ FILES = {"linux": TOP, "qemu": TOP / "qemu"}
 OURS = {"linux": ("drivers", "mm", "include", "Documentation", "tools"),
         "qemu": ("hw", "include", "migration", "tests", "softmmu", "docs")}
 # Where lines of ours could have come from, and how many in a row are no accident.
-NEAR = {"linux": ("drivers/virtio", "mm", "include/linux", "lib/kunit"),
+NEAR = {"linux": ("drivers/virtio", "mm", "include/linux", "lib/kunit", "tools/testing/selftests"),
         "qemu": ("hw/virtio", "include/hw/virtio", "migration", "softmmu", "tests/qtest")}
 ALIKE = 5
 FORMAT = ["--zero-commit", "--no-signature", "--abbrev=12", "-n", "-M", "--stat=75",
@@ -186,24 +186,35 @@ class Series:
         return out
 
     @staticmethod
-    def windows(path: Path) -> dict[tuple[str, ...], int]:
+    def windows(text: str, sign: str = "") -> dict[tuple[str, ...], int]:
         """Every few lines in a row that say something, and where they begin."""
-        lines = [(n, line.strip()) for n, line in enumerate(path.read_text(errors="replace").split("\n"), 1)]
-        lines = [(n, line) for n, line in lines if len(line) > 3 and not line.startswith("#include")]
+        lines = [(n, line[len(sign):].strip()) for n, line in enumerate(text.split("\n"), 1)
+                 if line.startswith(sign) and not line.startswith("+++")]
+        # Headers and names in a list are facts.
+        lines = [(n, line) for n, line in lines if len(line) > 3 and not re.match(r"#include|\w+,$", line)]
         return {tuple(line for _, line in lines[i:i + ALIKE]): lines[i][0]
                 for i in range(len(lines) - ALIKE + 1)}
 
     def copies(self) -> None:
-        """No lines of the source in our files."""
+        """No lines of the source in our files, nor in what patches add to its own."""
         ours = {window: f"{path}:{at}" for path in self.claims() if path.endswith((".c", ".h"))
-                for window, at in self.windows(self.files / path).items()}
+                for window, at in self.windows((self.files / path).read_text()).items()}
+        for mail in self.mails():
+            text = mail.read_text()
+            # A patch may move lines.
+            moved = {line[1:].strip() for line in text.split("\n") if line.startswith("-")}
+            ours.update((window, f"{mail.name}:{at}") for window, at in self.windows(text, "+").items()
+                        if not moved.issuperset(window))
+        changed = set(self.git("diff", "--no-renames", "--name-only", "pristine", "series").split())
         for top in NEAR[self.kind]:
-            for path in (self.src / top).rglob("*.[ch]"):
-                if path.is_symlink() or not path.is_file():
+            for name in self.git("ls-tree", "-r", "--name-only", "pristine", f"{top}/").split():
+                if not name.endswith((".c", ".h")):
                     continue
-                for window, at in self.windows(path).items():
+                text = self.git("show", f"pristine:{name}") if name in changed else \
+                    (self.src / name).read_text(errors="replace")
+                for window, at in self.windows(text).items():
                     if window in ours:
-                        die(f"{ours[window]} has the lines of {path}:{at}: {window}")
+                        die(f"{ours[window]} has the lines of {name}:{at}: {window}")
 
     def check(self) -> None:
         self.copies()
