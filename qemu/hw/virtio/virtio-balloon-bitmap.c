@@ -17,7 +17,7 @@
  * be taken again from its start: the guest was not told that it is done, and
  * to discard twice is harmless.  So there is nothing to migrate.  Page numbers
  * as drivers send them are done before: a destination that knows of no slices
- * would wait for a notification that has long been given.
+ * and has no ioeventfd would wait for a notification that has long been given.
  *
  * Everything here runs under the BQL.
  *

@@ -25,7 +25,7 @@ typedef struct BalloonBitmapStats {
     uint64_t discarded_bytes;   /* * */
     uint64_t partial_bytes;     /* inflated, less than a backing page each */
     uint64_t kept_bytes;        /* * inflated, but discards fail */
-    uint64_t bh_calls;          /* * continuations */
+    uint64_t bh_calls;          /* * slices of work from a bottom half */
     uint64_t longest_hold_ns;   /* * of the BQL at a stretch, since reset */
     uint64_t busy_ns;           /* * sum of all such holds */
 } BalloonBitmapStats;
