@@ -350,7 +350,7 @@ make_qemu() {
 
 # Meson has no flags for single files.
 count_qemu() {
-	awk '/^build / { ours = /c_COMPILER .*(virtio-balloon(-bitmap|-misc)?|unused-pages|late-dirty-log)\.c( |$)/
+	awk '/^build / { ours = /c_COMPILER .*(hw\/virtio\/virtio-balloon(-bitmap|-misc)?|unused-pages|late-dirty-log)\.c( |$)/
 			 link = /^build qemu-system-x86_64: [a-z]*_LINKER/ }
 	     / --coverage$/ { print; next }
 	     ours && /^ ARGS = / || link && /^ LINK_ARGS = / { $0 = $0 " --coverage" }
