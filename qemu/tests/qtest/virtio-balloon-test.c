@@ -933,6 +933,14 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "records"), ==, 0);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 0);
 
+    /* What is not RAM is passed over: here all but the last, page 0 */
+    forget(&b);
+    fill(&b, 0, 4 * KiB);
+    add_pfns(msg, -255u, 1);
+    transmit(&b, INFLATE, msg);
+    g_assert_cmpint(grown(&b, "discards"), ==, 1);
+    check_gone(&b, 0, 4 * KiB);
+
     check_pfn_slices(&b);
     if (offered) {
         balloon_restart(&b, FEATURES);
