@@ -14,17 +14,21 @@ mkdir -p "$logs"
 # The number of the test that comes next
 next() { echo $((passed + failed + skipped + 1)); }
 
+# fail WHAT LOG
+fail() {
+	echo "not ok $(next) - $1 # see $2"
+	failed=$((failed + 1))
+}
+
 run() {
-	local name=$1 log=$logs/$1.log number
-	number=$(next)
+	local name=$1 log=$logs/$1.log
 	shift
 	if "$@" >"$log" 2>&1 </dev/null; then
-		echo "ok $number - $name"
+		echo "ok $(next) - $name"
 		passed=$((passed + 1))
 	else
-		echo "not ok $number - $name # see $log"
+		fail "$name" "$log"
 		tail -n 20 "$log" | sed 's/^/# /'
-		failed=$((failed + 1))
 	fi
 }
 
@@ -38,26 +42,23 @@ tap() {
 			/^(not )?ok/ { sub(/ok *[0-9]* *-? */, "ok " n++ " - " name " ") }
 			/^not ok/ && !/#/ { $0 = $0 " # see " log_ }
 			{ print; fflush() }'
-	local status=${PIPESTATUS[0]} fail skip all
+	local status=${PIPESTATUS[0]} bad skip all
 	all=$(grep -cE '^(not )?ok\b' "$log")
-	fail=$(grep -cE '^not ok\b' "$log")
+	bad=$(grep -cE '^not ok\b' "$log")
 	skip=$(grep -ciE '^ok\b.*# SKIP' "$log")
-	passed=$((passed + all - fail - skip))
-	failed=$((failed + fail))
+	passed=$((passed + all - bad - skip))
+	failed=$((failed + bad))
 	skipped=$((skipped + skip))
-	if [ "$status" -ne 0 ] && [ "$fail" -eq 0 ]; then
-		echo "not ok $(next) - $name ended with $status # see $log"
-		failed=$((failed + 1))
+	if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then
+		fail "$name ended with $status" "$log"
 	fi
 }
 
 build() {
 	local what
 	for what in "$@"; do
-		if ! scripts/build.sh "$what" 2>&1 >/dev/null | tee "$logs/build-$what.log" >&2; then
-			echo "not ok $(next) - build $what # see $logs/build-$what.log"
-			failed=$((failed + 1))
-		fi
+		scripts/build.sh "$what" 2>&1 >/dev/null | tee "$logs/build-$what.log" >&2 ||
+			fail "build $what" "$logs/build-$what.log"
 	done
 }
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Set
+from typing import Dict, List
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("BUILD") or ROOT / "build").resolve()
@@ -25,6 +24,7 @@ OUT = BUILD / "coverage"
 LAB = ROOT / "tools/testing/selftests/balloon/qemu"
 sys.path.insert(0, str(LAB))
 from lab import artifact  # noqa: E402 pylint: disable=import-error, wrong-import-position
+from series import Series  # noqa: E402 pylint: disable=wrong-import-position
 
 KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
           "drivers/virtio/virtio_balloon_core", "drivers/virtio/virtio_balloon_bitmap",
@@ -32,7 +32,8 @@ KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
 QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-bitmap.c",
         "hw_virtio_virtio-balloon-misc.c", "migration_unused-pages.c", "softmmu_late-dirty-log.c"]
 # Files that were there before, by the names that they have now
-OLD = {"virtio_balloon_core": ("linux", "drivers/virtio"), "virtio-balloon": ("qemu", "hw/virtio")}
+OLD = {"virtio_balloon_core": ("linux", "drivers/virtio/virtio_balloon_core.c"),
+       "virtio-balloon": ("qemu", "hw/virtio/virtio-balloon.c")}
 AT_LEAST = 90
 
 
@@ -61,18 +62,6 @@ def merged(archives: List[Path], objects: Path) -> Path:
     return flat
 
 
-def added(stem: str) -> Set[int]:
-    """The lines of a file that was there before that the patches add."""
-    tree, folder = OLD[stem]
-    diff = subprocess.run(["git", "-C", BUILD / tree, "diff", "-M", "-U0", "pristine", "series",
-                           "--", folder], check=True, stdout=subprocess.PIPE, text=True).stdout
-    part = diff.partition(f"+++ b/{folder}/{stem}.c\n")[2].partition("\ndiff --git")[0]
-    out: Set[int] = set()
-    for first, count in re.findall(r"^@@ \S+ \+(\d+)(?:,(\d+))? @@", part, re.M):
-        out.update(range(int(first), int(first) + int(count or 1)))
-    return out
-
-
 def report(data: Path) -> float:
     """Print what ran of a file; its lines that did not go to a list. The part to judge it by."""
     out = subprocess.run(["gcov", "--json-format", "--stdout", "--branch-probabilities", data],
@@ -99,10 +88,11 @@ def report(data: Path) -> float:
     print(f"{stem:28}{ran:>6} of {len(lines):>4} lines {100 * part:>6.1f} %"
           f"{taken:>6} of {ways:>4} branches {100 * taken / max(ways, 1):>6.1f} %")
     if stem in OLD:
-        ours = [count for number, count in lines.items() if number in added(stem)]
-        part = sum(1 for count in ours if count) / max(len(ours), 1)
-        print(f"{'  of what is added':28}{sum(1 for count in ours if count):>6} of {len(ours):>4}"
-              f" lines {100 * part:>6.1f} %")
+        kind, path_now = OLD[stem]
+        ours = [lines[number] for number in lines.keys() & Series(kind, BUILD).added(path_now)]
+        ran = sum(1 for count in ours if count)
+        part = ran / max(len(ours), 1)
+        print(f"{'  of what is added':28}{ran:>6} of {len(ours):>4} lines {100 * part:>6.1f} %")
     path = Path(source) if Path(source).is_absolute() else BUILD / "linux" / source
     text = path.read_text("utf-8").splitlines() if path.exists() else []
     with (OUT / "uncovered").open("a", encoding="utf-8") as out_file:

@@ -14,6 +14,7 @@ and links to our files.
   series.py mails KIND    compose the complete mails under the build folder
   series.py check KIND    the rules: claims, git am, byte-identical export, no copied lines
   series.py stat KIND     lines added to and removed from existing files
+  series.py added KIND FILE   the numbers of the lines that the patches add to an existing file
 """
 import argparse
 import hashlib
@@ -253,6 +254,15 @@ class Series:
         print(f"{self.kind}: {len(self.mails())} patches, {len(claims)} files of ours, "
               "git am applies, export is the same")
 
+    def added(self, path: str) -> set[int]:
+        """The lines of an existing file, by the name that it has now, that the patches add."""
+        diff = self.git("diff", "-M", "-U0", "pristine", "series")
+        part = diff.partition(f"+++ b/{path}\n")[2].partition("\ndiff --git")[0]
+        out: set[int] = set()
+        for first, count in re.findall(r"^@@ \S+ \+(\d+)(?:,(\d+))? @@", part, re.M):
+            out.update(range(int(first), int(first) + int(count or 1)))
+        return out
+
     def stat(self) -> None:
         print(self.git("diff", "-M", "--stat=90", "pristine", "series"))
 
@@ -261,8 +271,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=TOP / "build")
-    parser.add_argument("verb", choices=["inputs", "key", "tree", "export", "mails", "check", "stat"])
+    parser.add_argument("verb", choices=["inputs", "key", "tree", "export", "mails", "check", "stat",
+                                         "added"])
     parser.add_argument("kind", choices=list(PATCHES))
+    parser.add_argument("file", nargs="?", default="")
     args = parser.parse_args()
     series = Series(args.kind, args.build.resolve())
     if args.verb == "inputs":
@@ -271,6 +283,8 @@ def main() -> None:
         print(series.key())
     elif args.verb == "mails":
         print(series.write_mails())
+    elif args.verb == "added":
+        print("\n".join(map(str, sorted(series.added(args.file)))))
     else:
         getattr(series, args.verb)()
 

@@ -28,16 +28,11 @@ kmake() {
 	make -C "$src" O="$chk" LOCALVERSION= -j"$JOBS" --no-print-directory "$@"
 }
 
-# The numbers of the lines that we add to a file, as alternatives
-added() {
-	git -C "$src" diff -U0 pristine series -- "$1" | sed -n 's/^@@ [^ ]* +\([^ ]*\) .*/\1,1/p' |
-		awk -F, '{ for (i = 0; i < $2; i++) print $1 + i }' | paste -sd '|'
-}
-
 # Lines of standard input that speak of our files, or our lines, are findings.
 findings() {
-	local out pattern
-	pattern="(${files// /|}|mm/page_alloc\.c:($(added mm/page_alloc.c))):"
+	local out added pattern
+	added=$(scripts/series.py --build "$BUILD" added linux mm/page_alloc.c | paste -sd '|')
+	pattern="(${files// /|}|mm/page_alloc\.c:($added)):"
 	out=$(grep -E "$pattern" || true)
 	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
 }
