@@ -10,8 +10,9 @@ import time
 from typing import Any, Dict, List, Set, Tuple
 
 from balloon_tests import exercise
-from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, equal, features, free_page_hints, needs,
-                     needs_pending_interrupts, refuses, require, suspends, test, variants)
+from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, equal, features,
+                     free_page_hints, needs, needs_pending_interrupts, refuses, require, suspends,
+                     test, variants)
 from lab import (GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, accelerator, arch,
                  overhead, patience)
 
@@ -350,13 +351,17 @@ def misc_migration_hint(run: Run) -> None:
     require(unsent > 10000, f"only {unsent} pages were left out")
 
 
+def late_log(run: Run) -> Dict[str, Any]:
+    """What a guest whose dirty log is cleared late is made with."""
+    if accelerator(run.kernel) == "kvm":
+        raise Skip("the object does nothing where the log is KVM's")
+    return {"objects": ["x-late-dirty-log,id=late"]}
+
+
 @test
 def misc_migration_late_log(run: Run) -> None:
     """the same with a dirty log that is cleared late, as KVM's manual protection does"""
-    if accelerator(run.kernel) == "kvm":
-        raise Skip("the object does nothing where the log is KVM's")
-    left_out(chain(run, 6, "balloon_mem churn 256M", rounds=3,
-                   more={"objects": ["x-late-dirty-log,id=late"]}))
+    left_out(chain(run, 6, "balloon_mem churn 256M", rounds=3, more=late_log(run)))
 
 
 @test
@@ -411,9 +416,7 @@ def misc_migration_cancelled(run: Run) -> None:
 @test
 def misc_migration_late_log_cancelled(run: Run) -> None:
     """the same with a dirty log that is cleared late, and ends with each migration"""
-    if accelerator(run.kernel) == "kvm":
-        raise Skip("the object does nothing where the log is KVM's")
-    cancelled(run, objects=["x-late-dirty-log,id=late"])
+    cancelled(run, **late_log(run))
 
 
 @test
