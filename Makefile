@@ -24,6 +24,7 @@ help:
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
 	@echo '  check-all   both, all tests in the debug and the KCSAN guest, each step of the series, coverage,'
 	@echo '              mutants, an hour of soak                                             (~6 h)'
+	@echo '              ARGS="main arch steps debug kcsan coverage mutants soak" for some of these'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
 	@echo '  kunit       the KUnit suites, in the plain and the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
@@ -65,7 +66,7 @@ check-arch: deps
 	@scripts/check.sh arch
 
 check-all: deps
-	@scripts/check.sh all
+	@scripts/check.sh $(or $(ARGS),all)
 
 kselftest: deps
 	@$(lab-run)/check.py $(ARGS)

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Every test, one after the other; a summary at the end. A test that fails names its log.
-# check.sh arch: those of other architectures instead; rest: what takes hours; all: all.
+# check.sh [PART...]: tests, one after the other; a summary at the end. A test that fails
+# names its log. The parts: main (if none is named), arch, steps, debug, kcsan, coverage,
+# mutants, soak; all: all of them.
 set -uo pipefail
 
 cd "$(dirname "$0")/.." || exit 1
@@ -90,21 +91,42 @@ arch() {
 	done
 }
 
-rest() {
+steps() {
+	build configured
 	run steps scripts/static.sh steps steps_qemu
-	build guest-kcsan
+}
+
+debug() {
+	build guest-debug qemu
 	tap guests-debug python3 $lab/check.py --kernel guest-debug
+}
+
+kcsan() {
+	build guest-kcsan qemu
 	tap guests-kcsan python3 $lab/check.py --kernel guest-kcsan
-	tap coverage scripts/coverage.py
-	tap mutants scripts/mutants.py
+}
+
+coverage() { tap coverage scripts/coverage.py; }
+
+mutants() { tap mutants scripts/mutants.py; }
+
+soak() {
+	build guest qemu
 	BALLOON_LAB_SOAK=3600 BALLOON_LAB_SEED=$RANDOM tap soak python3 $lab/check.py soak
 }
 
+parts=("${@:-main}")
+[ "$*" != all ] || parts=(main arch steps debug kcsan coverage mutants soak)
+for part in "${parts[@]}"; do
+	case $part in
+	main | arch | steps | debug | kcsan | coverage | mutants | soak) ;;
+	*)	echo "check.sh: no part is called '$part'" >&2; exit 2 ;;
+	esac
+done
 echo 'TAP version 13'
-case ${1:-main} in
-all)	main; arch; rest ;;
-main | arch | rest)	"${1:-main}" ;;
-esac
+for part in "${parts[@]}"; do
+	$part
+done
 echo "1..$((passed + failed + skipped))"
 echo "$passed passed, $failed failed$([ $skipped -eq 0 ] || echo ", $skipped skipped")"
 [ $failed -eq 0 ]
