@@ -33,16 +33,20 @@ run() {
 	fi
 }
 
-# Add the results of a program that prints TAP, with numbers of ours.
+# Add the results of a program that prints TAP, as they come, with numbers of ours.
 tap() {
-	local name=$1 log=$logs/$1.log
+	local name=$1 log=$logs/$1.log n line
 	shift
-	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" |
-		awk -v n="$(next)" -v name="$name" -v log_="$log" '
-			/^TAP |^1\.\.|^[0-9]+ passed/ { next }
-			/^(not )?ok/ { sub(/ok *[0-9]* *-? */, "ok " n++ " - " name " ") }
-			/^not ok/ && !/#/ { $0 = $0 " # see " log_ }
-			{ print; fflush() }'
+	n=$(next)
+	"$@" 2> >(tee -a "$log.err" >&2) </dev/null | tee "$log" | while IFS= read -r line; do
+		if [[ $line =~ ^(not )?ok\ *[0-9]*\ *-?\ *(.*) ]]; then
+			line="${BASH_REMATCH[1]}ok $((n++)) - $name ${BASH_REMATCH[2]}"
+			[[ $line != not* || $line == *'#'* ]] || line+=" # see $log"
+		elif [[ $line =~ ^(TAP |1\.\.|[0-9]+ passed) ]]; then
+			continue
+		fi
+		printf '%s\n' "$line"
+	done
 	local status=${PIPESTATUS[0]} bad skip all
 	all=$(grep -cE '^(not )?ok\b' "$log")
 	bad=$(grep -cE '^not ok\b' "$log")
