@@ -462,9 +462,10 @@ def no_memory(run: Run, kind: str) -> None:
     """{}: the balloon's own allocations fail, the balloon goes on"""
     needs("guest-debug", "FAULT_INJECTION_DEBUG_FS", kind.upper())
     with run.guest(kernel="guest-debug", memory=1472 * MIB) as guest:
-        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
         # Single pages from all over: a message has more windows than segments.
-        guest.start("balloon_mem scatter 800M 2").wait_ready(120)
+        guest.start("balloon_mem scatter 800M 2").wait_ready(240)
+        # After it, since it would take a CPU from it.
+        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
         before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
         # The large blocks first; what is moved below is scattered.
         size = guest.memory - (guest.meminfo()["MemFree"] // MIB - 230) * MIB
