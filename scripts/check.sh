@@ -119,13 +119,14 @@ soak() {
 	BALLOON_LAB_SOAK=3600 BALLOON_LAB_SEED=$RANDOM tap soak python3 $lab/check.py soak
 }
 
+known=(main arch steps debug kcsan coverage mutants soak)
 parts=("${@:-main}")
-[ "$*" != all ] || parts=(main arch steps debug kcsan coverage mutants soak)
+[ "$*" != all ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do
-	case $part in
-	main | arch | steps | debug | kcsan | coverage | mutants | soak) ;;
-	*)	echo "check.sh: no part is called '$part'" >&2; exit 2 ;;
-	esac
+	if [[ " ${known[*]} " != *" $part "* ]]; then
+		echo "check.sh: no part is called '$part'" >&2
+		exit 2
+	fi
 done
 echo 'TAP version 13'
 for part in "${parts[@]}"; do
