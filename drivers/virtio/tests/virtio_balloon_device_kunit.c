@@ -118,6 +118,7 @@ struct device_double {
 	unsigned int fail_nth;		/* allocation of probe that fails, if any */
 	bool lenient;			/* after a fault, messages may come twice */
 	bool blind;			/* uses buffers unread, to be fast */
+	bool slow;			/* to let the next write of the driver's size through */
 
 	u8 request[VIRTIO_BALLOON_REQ_LEN];
 	unsigned int request_len;	/* 0: nothing to ask */
@@ -451,6 +452,12 @@ static void double_set(struct virtio_device *vdev, unsigned int offset, const vo
 	struct device_double *d = to_double(vdev);
 
 	mutex_lock(&d->lock);
+	if (d->slow && offset == offsetof(struct virtio_balloon_config, actual)) {
+		d->slow = false;
+		mutex_unlock(&d->lock);
+		msleep(500);
+		mutex_lock(&d->lock);
+	}
 	if (offset + len <= sizeof(d->config))
 		memcpy((void *)&d->config + offset, buf, len);
 	if (offset == offsetof(struct virtio_balloon_config, actual)) {
@@ -1108,6 +1115,8 @@ static void device_no_resume(struct kunit *test)
 			break;
 		d->no_vqs = ROLES;
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+		/* What it says late must be true then. */
+		d->slow = true;
 		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
 	}
 	/* What was freed would be reported after two seconds. */
