@@ -289,7 +289,8 @@ static void move_page(struct device_double *d, unsigned long pfn, bool in)
 		wrong(d, in ? "a page went in twice" : "a page came out that was not in");
 	d->nr_inside += (int)in - was_in;
 	d->most_moved = max(d->most_moved, ++d->moved);
-	if (in)
+	/* After a fault the driver may have the page back. */
+	if (in && !d->lenient)
 		memset_page(pfn_to_page(pfn), 0, 0xb5, PAGE_SIZE);
 }
 
@@ -679,10 +680,19 @@ static bool arrived(struct device_double *d)
 	return ret;
 }
 
+/*
+ * In jiffies, for what takes an instant, but not on a busy host under a sanitizer.
+ * A test that failed has waited enough.
+ */
+static unsigned long patience(struct kunit *test)
+{
+	return (READ_ONCE(test->status) == KUNIT_SUCCESS ? 60 : 1) * HZ;
+}
+
 /* Poll, since nothing is sure to say so. */
-#define eventually(condition, ms)					\
+#define eventually(condition)						\
 ({									\
-	unsigned long until = jiffies + msecs_to_jiffies(ms);		\
+	unsigned long until = jiffies + patience(d->test);		\
 	bool met;							\
 									\
 	while (!(met = (condition)) && time_before(jiffies, until))	\
@@ -754,7 +764,7 @@ static void remove_and_judge(struct device_double *d, const struct account *befo
 
 	KUNIT_EXPECT_NULL_MSG(test, d->wrong, "%s: %s", what, d->wrong);
 	double_remove(d);
-	KUNIT_EXPECT_LT_MSG(test, jiffies_to_msecs(jiffies - begin), 8000, "%s", what);
+	KUNIT_EXPECT_LT_MSG(test, jiffies_to_msecs(jiffies - begin), 30000, "%s", what);
 	after = take_account();
 	KUNIT_EXPECT_EQ_MSG(test, after.total, before->total, "%s", what);
 	KUNIT_EXPECT_EQ_MSG(test, after.inside, before->inside, "%s", what);
@@ -779,12 +789,12 @@ static void device_good(struct kunit *test)
 
 			for (k = 0; k < ARRAY_SIZE(sizes); k++) {
 				target(d, sizes[k]);
-				KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+				KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 				KUNIT_EXPECT_EQ(test, d->nr_inside, sizes[k] >> PAGE_SHIFT);
 			}
 			/* Gone with a balloon that is not empty. */
 			target(d, SZ_4M);
-			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+			KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 			remove_and_judge(d, &before, "good");
 		}
 	}
@@ -797,9 +807,9 @@ static void device_chunks(struct kunit *test)
 	struct device_double *d = double_start(test, BITMAPS, 128);
 
 	target(d, SZ_128M + SZ_64M);
-	KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	target(d, 0);
-	KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	KUNIT_EXPECT_LE(test, d->most_moved, SZ_64M >> PAGE_SHIFT);
 	remove_and_judge(d, &before, "chunks");
 }
@@ -828,13 +838,13 @@ static void device_answers(struct kunit *test)
 		/* One that is too short has no id, or half of one. */
 		if (len < sizeof(bad.hdr))
 			d->id = 0;
-		KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
+		KUNIT_EXPECT_TRUE(test, eventually(answered(d)));
 		KUNIT_EXPECT_EQ(test, d->answers, i % 2);
 		KUNIT_EXPECT_EQ(test, d->errors, !(i % 2));
 		KUNIT_EXPECT_EQ(test, d->reported > 0, i % 2);
 		/* Nothing of an answer may stay behind for other messages. */
 		target(d, i % 2 * SZ_4M);
-		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	}
 	remove_and_judge(d, &before, "answers");
 }
@@ -859,7 +869,7 @@ static void device_wavers(struct kunit *test)
 			usleep_range(0, prandom_u32_state(&rnd) % 2000);
 		}
 		target(d, SZ_8M);
-		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 30000));
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		KUNIT_EXPECT_EQ(test, d->nr_inside, SZ_8M >> PAGE_SHIFT);
 		remove_and_judge(d, &before, "wavers");
 	}
@@ -883,7 +893,7 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	}
 
 	target(d, SZ_16M);
-	KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%s", what);
+	KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%s", what);
 	mutex_lock(&d->lock);
 	d->where = where;
 	d->after = after;
@@ -899,7 +909,8 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	default:
 		ask_unused(d, 1);
 	}
-	KUNIT_EXPECT_TRUE_MSG(test, wait_for_completion_timeout(&d->happened, 10 * HZ), "%s", what);
+	KUNIT_EXPECT_TRUE_MSG(test, wait_for_completion_timeout(&d->happened, patience(test)),
+			      "%s", what);
 
 	/* The driver must not turn in circles. */
 	msleep(100);
@@ -914,7 +925,7 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	case NOISE:
 		/* Nothing that hurts. */
 		target(d, SZ_8M);
-		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%s", what);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%s", what);
 		break;
 	case NEVER:
 	case AHEAD:
@@ -958,7 +969,7 @@ static void await_moment(struct device_double *d, unsigned int i, ktime_t begin,
 	if (i)
 		usleep_range(*whole * i / MOMENTS, *whole * i / MOMENTS + 1);
 	else
-		KUNIT_EXPECT_TRUE(d->test, eventually(over(d), 10000));
+		KUNIT_EXPECT_TRUE(d->test, eventually(over(d)));
 	if (over(d))
 		*whole = min_t(s64, *whole, ktime_us_delta(d->done, begin));
 }
@@ -1009,7 +1020,7 @@ static void device_breaks(struct kunit *test)
 			d->blind = true;
 			mutex_unlock(&d->lock);
 			target(d, moves[i].from);
-			KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+			KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 			begin = ktime_get();
 			target(d, moves[i].to);
 			await_moment(d, j, begin, arrived, &whole);
@@ -1072,7 +1083,7 @@ static void device_sleeps(struct kunit *test)
 
 	for (i = 0; i < 6; i++) {
 		target(d, SZ_16M);
-		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		mutex_lock(&d->lock);
 		d->fault = i % 2 ? NEVER : NONE;
 		d->where = MISC;
@@ -1089,10 +1100,10 @@ static void device_sleeps(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
 		if (virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
 			ask_unused(d, i + 100);
-			KUNIT_EXPECT_TRUE(test, eventually(answered(d), 10000));
+			KUNIT_EXPECT_TRUE(test, eventually(answered(d)));
 		}
 		target(d, SZ_8M);
-		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	}
 	remove_and_judge(d, &before, "sleeps");
 }
@@ -1107,7 +1118,7 @@ static void device_no_resume(struct kunit *test)
 
 	for (i = 0; i < 4; i++) {
 		target(d, SZ_8M);
-		KUNIT_EXPECT_TRUE(test, eventually(arrived(d), 10000));
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		d->no_vqs = i;
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
 		KUNIT_EXPECT_NE(test, virtio_device_restore(&d->vdev), 0);
@@ -1156,7 +1167,7 @@ static void device_sleeps_hinting(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
 		KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
 		hint(d, 2 * i + 3);
-		KUNIT_EXPECT_TRUE_MSG(test, eventually(hinted(d), 10000), "%u", i);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(hinted(d)), "%u", i);
 		hint(d, VIRTIO_BALLOON_CMD_ID_DONE);
 	}
 	remove_and_judge(d, &before, "sleeps hinting");
@@ -1192,7 +1203,7 @@ static void device_no_memory_probe(struct kunit *test)
 		refused += !taken;
 		if (taken) {
 			target(d, SZ_4M);
-			KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%u", n);
+			KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%u", n);
 		}
 		remove_and_judge(d, &before, "no memory in probe");
 	}
@@ -1220,7 +1231,7 @@ static void device_no_memory_sleeps(struct kunit *test)
 		int err;
 
 		target(d, SZ_16M);
-		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d), 10000), "%u", n);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%u", n);
 		fail_nth(n);
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
 		failed = fail_nth(n);
