@@ -610,8 +610,9 @@ def run_kunit(run: Run, kernel: str) -> None:
             guest.sh(f"insmod /lib/modules/{module}", 200)
             results = guest.sh("cat /sys/kernel/debug/kunit/*/results")
             (run.logs / "kunit.tap").write_text(results, "utf-8")
-            failed = re.findall(r"^\s*not ok .*", results, re.M)
-            require(not failed, f"{failed}")
+            # What failed, and what it says of it before.
+            failed = re.findall(r"^ *(?:#.* FAILED at .*|Expected .*|not ok .*)", results, re.M)
+            require(not failed, "\n".join(line[:200] for line in failed))
             # What a suite cannot show elsewhere it shows where allocations can fail.
             skipped = re.findall(r"^\s*ok .*# SKIP.*", results, re.M)
             require(not (skipped and configured(called(kernel), "FAULT_INJECTION")), f"{skipped}")

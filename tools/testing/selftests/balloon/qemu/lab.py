@@ -663,10 +663,13 @@ class Guest:
     def check_console(self) -> None:
         """Raise if the guest's kernel complained, or QEMU about it."""
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
-        for line in text.splitlines():
+        lines = text.splitlines()
+        for number, line in enumerate(lines):
             if SPLAT.search(line) and not (self._expected and
                                            re.search(self._expected, line)):
-                raise LabError(f"'{line.strip()}' in {self.console}")
+                # All of it: the log may be on a machine that is gone.
+                more = "\n".join(lines[number + 1:number + 40])
+                raise LabError(f"'{line.strip()}' in {self.console}\n{more}")
 
     def _destroy(self) -> None:
         if self._agent:
