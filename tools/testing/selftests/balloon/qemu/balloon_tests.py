@@ -351,7 +351,7 @@ def suspend_to_ram(run: Run) -> None:
         stamp = guest.start("balloon_mem stamp 128M").wait_ready()
         guest.balloon(512 * MIB)
         guest.sh("echo deep > /sys/power/mem_sleep")
-        job = guest.start("sh -c 'sleep 0.2; echo mem > /sys/power/state'")
+        job = guest.start("sh -c 'sleep 2; echo mem > /sys/power/state'")
         guest.event("SUSPEND")
         guest.wait_status("suspended")
         guest.qmp("system_wakeup")

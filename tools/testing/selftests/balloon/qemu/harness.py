@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from lab import ARCHS, BUILD, GIB, X86, Guest, LabError, Skip, arch, artifact, has_property, program
 
@@ -135,6 +137,23 @@ def free_page_hints() -> bool:
 def suspends(kernel: str) -> bool:
     """Whether a guest can suspend its devices alone."""
     return configured(kernel, "SUSPEND") and configured(kernel, "PM_SLEEP_DEBUG")
+
+
+@contextlib.contextmanager
+def asleep(guest: Guest, delay: float) -> Iterator[None]:
+    """The guest's devices are suspended for a moment, after a delay; go on when they are back."""
+    guest.sh("echo 0 > /sys/module/suspend/parameters/pm_test_delay; "
+             "echo devices > /sys/power/pm_test")
+    before = guest.console.read_text(errors="replace").count("awake")
+    job = guest.start(f"sh -c 'sleep {delay}; echo freeze > /sys/power/state; "
+                      "rc=$?; echo \"<4>awake\" > /dev/kmsg; exit $rc'")
+    yield
+    # What reaches a virtio console while it sleeps is lost, so the other one has to say it.
+    deadline = guest.deadline(60)
+    while guest.console.read_text(errors="replace").count("awake") == before:
+        require(time.monotonic() < deadline, "the guest does not wake up")
+        time.sleep(0.05)
+    job.finish()
 
 
 def pending_interrupts() -> bool:

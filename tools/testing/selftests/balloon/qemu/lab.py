@@ -86,7 +86,7 @@ def arch(kernel: str) -> Arch:
 
 def patience(kernel: str) -> int:
     """How much longer than a plain kernel one may take."""
-    return 3 if kernel == "guest-debug" else 1
+    return 3 if kernel in ("guest-debug", "guest-kcsan") else 1
 
 
 def overhead(kernel: str, memory: int) -> int:
@@ -588,6 +588,7 @@ class Guest:
         exact, and so there is no need to poll closely and disturb the guest.
         """
         timeout *= self._patience
+        settle *= self._patience
         stats, cpu, rss = self.stats(), self.cpu_seconds(), self.rss()
         first = last = self.actual()
         self._vm.get_qmp_events(wait=False)

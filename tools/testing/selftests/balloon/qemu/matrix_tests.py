@@ -43,7 +43,8 @@ def plug(guest: Guest, some: Subset) -> None:
     if props.get("free-page-hint"):
         props["iothread"] = "hint0"
     guest.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="slot0", **props)
-    guest.sh("""until ls /sys/bus/virtio/drivers/virtio_balloon/virtio*
+    # Until the driver is there and has set DRIVER_OK
+    guest.sh("""until grep -q '[7f]$' /sys/bus/virtio/drivers/virtio_balloon/virtio*/status
                 do sleep 0.02; done > /dev/null 2>&1""")
 
 

@@ -10,9 +10,9 @@ import time
 from typing import Any, Dict, List, Set, Tuple
 
 from balloon_tests import exercise
-from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, equal, features,
-                     free_page_hints, needs, needs_pending_interrupts, refuses, require, suspends,
-                     test, variants)
+from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, asleep, equal,
+                     features, free_page_hints, needs, needs_pending_interrupts, refuses, require,
+                     suspends, test, variants)
 from lab import (GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, accelerator, arch,
                  overhead, patience)
 
@@ -211,16 +211,9 @@ def misc_interrupted(run: Run) -> None:
             time.sleep(delay)
             guest.qmp("cont")
             works(guest, stale=True)
-        sleeps = suspends(run.kernel)
-        if sleeps:
-            guest.sh("echo 0 > /sys/module/suspend/parameters/pm_test_delay; "
-                     "echo devices > /sys/power/pm_test")
-        for delay in (0, 0.005, 0.01) if sleeps else ():
-            job = guest.start(f"sh -c 'sleep {delay}; echo freeze > /sys/power/state'")
-            ask_and_go(guest)
-            # What reaches a virtio console while it sleeps is lost.
-            time.sleep(0.5)
-            job.finish(sig="CONT")
+        for delay in (0, 0.005, 0.01) if suspends(run.kernel) else ():
+            with asleep(guest, delay):
+                ask_and_go(guest)
             works(guest, stale=True)
         ask_and_go(guest)
         guest.reset()

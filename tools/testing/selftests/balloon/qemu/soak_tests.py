@@ -8,8 +8,8 @@ import random
 import time
 from typing import Any, Callable, Dict, List
 
-from harness import (FAST, Run, equal, free_page_hints, pending_interrupts, require, suspends,
-                     test)
+from harness import (FAST, Run, asleep, equal, free_page_hints, pending_interrupts, require,
+                     suspends, test)
 from lab import GIB, MIB, Guest, Job
 
 SECONDS = int(os.environ.get("BALLOON_LAB_SOAK", "120"))
@@ -67,12 +67,8 @@ class Soak:
 
     def suspend(self) -> None:
         """Suspend the devices for a moment."""
-        self.guest.sh("echo 0 > /sys/module/suspend/parameters/pm_test_delay; "
-                      "echo devices > /sys/power/pm_test")
-        job = self.guest.start("sh -c 'sleep 0.1; echo freeze > /sys/power/state'")
-        # What reaches a virtio console while it sleeps is lost.
-        time.sleep(1)
-        job.finish(sig="CONT")
+        with asleep(self.guest, 0.1):
+            pass
 
     def press(self) -> None:
         """Want more memory than there is, if the balloon gives way."""
