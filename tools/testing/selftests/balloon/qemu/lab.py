@@ -86,7 +86,7 @@ def arch(kernel: str) -> Arch:
 
 def patience(kernel: str) -> int:
     """How much longer than a plain kernel one may take."""
-    return 3 if kernel in ("guest-debug", "guest-kcsan") else 1
+    return {"guest-debug": 6, "guest-kcsan": 3}.get(kernel, 1)
 
 
 def overhead(kernel: str, memory: int) -> int:
