@@ -1243,6 +1243,7 @@ static void wait_asking(Misc *m)
 static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
+    gint64 start;
     uint64_t id;
     Misc m;
 
@@ -1263,8 +1264,10 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     forget(&m);
     /* While that is awaited none asks: it may never come to its end. */
     set_bandwidth(m.qts, 2 * MiB, 1);
+    start = g_get_monotonic_time();
     migrate(m.qts, NOWHERE);
     wait_status(m.qts, "active");
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
     add_mibs(&m, msg, CONT, AREA, 0xff00);
     transmit(&m, msg);
     qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
@@ -1355,6 +1358,7 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
 static void test_migrate_not_asked(void *obj, void *data,
                                    QGuestAllocator *alloc)
 {
+    gint64 start;
     Misc m;
     int i;
 
@@ -1362,8 +1366,10 @@ static void test_migrate_not_asked(void *obj, void *data,
     misc_init(&m, obj, alloc, 3, FEATURES);
     for (i = 0; i < 2; i++) {
         set_bandwidth(m.qts, 2 * MiB, 1);
+        start = g_get_monotonic_time();
         migrate(m.qts, NOWHERE);
         wait_status(m.qts, "active");
+        g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
         qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
         wait_status(m.qts, "cancelled");
         misc_restart(&m, FEATURES & ~STATS);
