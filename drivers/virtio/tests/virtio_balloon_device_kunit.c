@@ -997,10 +997,6 @@ static void expect_in_time(struct kunit *test, unsigned int in_time)
 		KUNIT_EXPECT_GT(test, in_time, 0);
 }
 
-/*
- * The balloon moves, and the device breaks, or goes, at each moment of it: nobody
- * waits for what was not sent, nothing is used that is gone.
- */
 static const struct move {
 	const char *name;
 	u64 features;
@@ -1014,6 +1010,10 @@ static const struct move {
 
 KUNIT_ARRAY_PARAM_DESC(moves, moves, name);
 
+/*
+ * The balloon moves, and the device breaks, or goes, at each moment of it: nobody
+ * waits for what was not sent, nothing is used that is gone.
+ */
 static void device_breaks(struct kunit *test)
 {
 	const struct move *move = test->param_value;
