@@ -108,7 +108,7 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 
 		/*
 		 * Nobody holds it, so this may be wrong: then pages are missed.
-		 * It must not step over the edge of a pageblock, though.
+		 * It must not lead into a pageblock that nobody looked up, though.
 		 */
 		order = data_race(PageHead(page) ? compound_order(page) : 0);
 		if (order > MAX_PAGE_ORDER || !IS_ALIGNED(pfn, 1UL << order))

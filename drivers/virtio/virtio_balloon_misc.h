@@ -13,8 +13,9 @@
  * does what it can and returns, and the queue's callback queues it again. So
  * there is nothing that a device which is gone could keep waiting.
  *
- * No lock is taken but @lock, for an instant. Memory is taken when a request
- * comes and given back when its answer was used.
+ * No lock of the driver is taken but @lock, for an instant; for those of mm see
+ * get_unused_pages(). Memory is taken when a request comes and given back when
+ * its answer was used.
  */
 #ifndef _VIRTIO_BALLOON_MISC_H
 #define _VIRTIO_BALLOON_MISC_H

@@ -4,7 +4,6 @@
  * that totals are compared with some slack.
  */
 #include <kunit/test.h>
-#include <linux/balloon_compaction.h>
 #include <linux/bitmap.h>
 #include <linux/gfp.h>
 #include <linux/ktime.h>
@@ -12,6 +11,7 @@
 #include <linux/minmax.h>
 #include <linux/mm.h>
 #include <linux/mmzone.h>
+#include <linux/page-flags.h>
 #include <linux/page_bitmap.h>
 #include <linux/unused_pages.h>
 
@@ -175,27 +175,21 @@ static void unused_alloc_and_free(struct kunit *test)
 static void unused_balloon(struct kunit *test)
 {
 	struct unused_test *ut = test->priv;
-	struct balloon_dev_info balloon;
-	struct page *page;
+	struct page *page = alloc_page(GFP_KERNEL);
 	unsigned long pfn;
-	LIST_HEAD(pages);
 
-	balloon_devinfo_init(&balloon);
-	KUNIT_ASSERT_EQ(test, balloon_page_list_alloc(&pages, 1), (size_t)1);
-	page = list_first_entry(&pages, struct page, lru);
+	KUNIT_ASSERT_NOT_NULL(test, page);
 	pfn = page_to_pfn(page);
 	KUNIT_EXPECT_EQ(test, get_unused_pages(&ut->pb, &pfn, pfn + 1, 0), 0);
 	KUNIT_EXPECT_FALSE(test, unused_bit(&ut->pb, page_to_pfn(page)));
 
-	/* With a reference more, nobody can migrate it. */
-	get_page(page);
-	balloon_page_list_insert(&balloon, &pages);
+	/* As in a balloon, but nobody migrates it. */
+	__folio_set_offline(page_folio(page));
 	pfn = page_to_pfn(page);
 	KUNIT_EXPECT_EQ(test, get_unused_pages(&ut->pb, &pfn, pfn + 1, 0), 0);
 	KUNIT_EXPECT_TRUE(test, unused_bit(&ut->pb, page_to_pfn(page)));
-	KUNIT_EXPECT_EQ(test, balloon_page_list_dequeue(&balloon, &pages, 1), (size_t)1);
-	balloon_page_list_free(&pages);
-	put_page(page);
+	__folio_clear_offline(page_folio(page));
+	__free_page(page);
 }
 
 /* A range that begins or ends within a free block gets its part of it. */
