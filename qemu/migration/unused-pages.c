@@ -72,20 +72,20 @@ typedef enum UnusedPagesState {
 
 static struct {
     /*
-     * Guards state, provider, and the bits of the window.  The innermost
-     * lock: taken under the BQL by the device, under bitmap_mutex by the
-     * migration thread; nothing is called with it.
+     * Guards state, provider, exhausted, and the bits of the window.  The
+     * innermost lock: taken under the BQL by the device, under bitmap_mutex
+     * by the migration thread; nothing is called with it.
      */
     QemuMutex lock;
     QemuCond answered;          /* or off */
     UnusedPagesProvider *provider;
-    /* Written with the lock; without it, read as a hint */
+    /* Written with the lock, or the BQL while it is OFF; else read as a hint */
     UnusedPagesState state;
     bool fresh;                 /* there are bits that are not folded yet */
+    bool exhausted;             /* the guest cannot answer */
 
     /* Of the migration thread, from setup to cleanup */
     bool asked;
-    bool exhausted;             /* the guest cannot answer */
     UnusedRange *ranges;        /* in guest-physical order */
     unsigned int nr_ranges;
     uint32_t version;           /* of ram_list, for which the ranges are good */
@@ -281,6 +281,7 @@ static bool unused_pages_add_range(Int128 start, Int128 len,
     hwaddr size = int128_get64(len);
 
     if (!rb || !rb->bmap || ramblock_is_ignored(rb) ||
+        !memory_region_is_ram((MemoryRegion *)mr) ||
         memory_region_is_rom((MemoryRegion *)mr) ||
         memory_region_is_romd((MemoryRegion *)mr) ||
         memory_region_has_ram_discard_manager((MemoryRegion *)mr) ||

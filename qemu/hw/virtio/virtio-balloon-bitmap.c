@@ -490,8 +490,11 @@ static void balloon_bitmap_bh(void *opaque)
 void balloon_bitmap_handle(BalloonBitmap *b)
 {
     b->stats.kicks++;
-    /* Notifications must not add to the slices that the guest gets. */
-    if (!b->bh_scheduled) {
+    if (!b->vdev->vm_running) {
+        /* An eventfd that held it until the VM stops: set_status() follows */
+        balloon_bitmap_schedule(b);
+    } else if (!b->bh_scheduled) {
+        /* Notifications must not add to the slices that the guest gets. */
         balloon_bitmap_run_slice(b);
     }
 }
@@ -637,4 +640,6 @@ void balloon_bitmap_instance_init(BalloonBitmap *b, Object *obj)
 {
     object_property_add(obj, "page-bitmap-stats", "page bitmap statistics",
                         balloon_bitmap_get_stats, NULL, NULL, &b->stats);
+    object_property_set_description(obj, "page-bitmap-stats",
+        "What came of messages on the inflate and the deflate queue");
 }

@@ -191,6 +191,7 @@ static bool balloon_misc_take_buffer(BalloonMisc *m, VirtQueueElement *elem)
         return true;
     }
     m->usable = true;
+    m->late = false;
     if (m->outstanding) {
         /* It comes behind the answer, so whatever is missing of that... */
         balloon_misc_over(m, UNUSED_PAGES_ERROR);
@@ -314,6 +315,7 @@ static bool balloon_misc_drain(BalloonMisc *m, BalloonSlice *s)
 {
     BalloonRecords *r = &m->records;
     VirtQueueElement *elem = NULL;
+    bool progress = false;
 
     while (!m->unusable) {
         /* What costs little is done even at the end of the slice. */
@@ -343,7 +345,8 @@ static bool balloon_misc_drain(BalloonMisc *m, BalloonSlice *s)
             }
         }
 
-        if (balloon_slice_used_up(s)) {
+        /* To take a message may use up the slice, but then not only that. */
+        if (balloon_slice_used_up(s) && (progress || !elem)) {
             if (elem) {
                 virtqueue_unpop(m->vq, elem, 0);
                 g_free(elem);
@@ -379,9 +382,11 @@ static bool balloon_misc_drain(BalloonMisc *m, BalloonSlice *s)
         } else if (r->run_complete) {
             balloon_misc_apply(m, s);
             r->run_complete = r->run_start != r->run_end;
+            progress = true;
         } else {
             s->work--;
             balloon_misc_next_record(m, elem);
+            progress = true;
         }
     }
     return true;
@@ -448,7 +453,7 @@ static bool balloon_misc_ready(BalloonMisc *m, Error **errp)
                    "misc queue");
     } else if (!m->vdev->vm_running) {
         error_setg(errp, "The VM is stopped");
-    } else if (m->unusable || !m->usable) {
+    } else if (m->unusable || !m->usable || m->late) {
         error_setg(errp, "The driver has not offered a buffer");
     } else if (m->outstanding || m->wanted) {
         /* Nobody is to wait for a driver that does not end its answers */
@@ -496,7 +501,10 @@ static void balloon_misc_provider_cancel(UnusedPagesProvider *p)
 {
     BalloonMisc *m = container_of(p, BalloonMisc, provider);
 
-    m->wanted &= !m->next.migration;
+    if (m->wanted && m->next.migration) {
+        m->wanted = false;
+        m->late = true;
+    }
     if (m->request.migration) {
         balloon_misc_end_id(m);
     }
@@ -589,7 +597,7 @@ void balloon_misc_reset(BalloonMisc *m)
 {
     balloon_misc_stop(m);
     m->outstanding = false;
-    m->usable = m->unusable = false;
+    m->usable = m->unusable = m->late = false;
 }
 
 void balloon_misc_queue_reset(BalloonMisc *m, uint32_t index)
@@ -711,4 +719,8 @@ void balloon_misc_instance_init(BalloonMisc *m, Object *obj)
                         balloon_misc_get_stats, NULL, NULL, m);
     object_property_add_bool(obj, "misc-vq-ask", balloon_misc_get_ask,
                              balloon_misc_set_ask);
+    object_property_set_description(obj, "misc-vq-stats",
+        "What came of requests for unused pages");
+    object_property_set_description(obj, "misc-vq-ask",
+        "Write true to ask for unused pages, reads true until the answer ends");
 }

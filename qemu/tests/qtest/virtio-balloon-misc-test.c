@@ -1283,6 +1283,14 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     wait_asking(&m);
     qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
     wait_status(m.qts, "cancelled");
+    /* Nor is it waited for again, until it comes. */
+    start = g_get_monotonic_time();
+    migrate(m.qts, NOWHERE);
+    wait_status(m.qts, "active");
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
+    g_assert_false(asking(&m));
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
+    wait_status(m.qts, "cancelled");
     offer(&m);
     g_usleep(1000);
     g_assert_false(asking(&m));

@@ -48,6 +48,7 @@ typedef struct BalloonMisc {
     /* What the first buffer since reset says of the queue */
     bool usable;
     bool unusable;
+    bool late;                  /* migration wanted one that did not come yet */
 
     /* Outstanding from when it is pushed until DONE or ERROR comes */
     BalloonMiscRequest request;
