@@ -75,7 +75,7 @@ kunit: deps
 	@$(lab-run)/check.py kunit kasan_kunit
 
 qtest: deps
-	@scripts/qtest.sh
+	@scripts/qtest.sh $(ARGS)
 
 soak: deps
 	@$(lab-run)/check.py soak

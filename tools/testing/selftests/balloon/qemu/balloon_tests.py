@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any, Dict
 
 import lab
 from harness import (BITMAP_BIT, FAST, PACKED_BIT, VERSION_1_BIT, Failure, Run, called, configured,
-                     equal, features, near, needs, needs_pending_interrupts, refuses, require,
-                     test, variants)
+                     equal, features, huge_pages, near, needs, needs_pending_interrupts, refuses,
+                     require, test, variants)
 from lab import BUILD, GIB, MIB, PAGE, CommandError, Guest, LabError, Skip, artifact
 
 
@@ -418,25 +417,13 @@ def memfd(run: Run) -> None:
 def hugetlb(run: Run) -> None:
     """memory of 2 MiB pages: whole ones are given back, parts are not discarded"""
     size = 512 * MIB
-    need = (size + lab.overhead(run.kernel, size)) // (2 * MIB)
-    pool = Path("/proc/sys/vm/nr_hugepages")
-    try:
-        had = int(pool.read_text("ascii"))
-        pool.write_text(str(had + need), "ascii")
-    except OSError as error:
-        raise Skip(f"huge pages cannot be reserved: {error.strerror}") from None
-    try:
-        if int(pool.read_text("ascii")) < had + need:
-            raise Skip(f"the host has no {need} free huge pages of 2 MiB")
-        with run.guest(backend="hugetlb", prealloc=True, memory=size) as guest:
-            move = guest.balloon(192 * MIB)
-            # Of an array of 256 pages QEMU never discards a part of a huge page.
-            require(not run.bitmap or move.rss < -240 * MIB,
-                    f"RSS rose by {move.rss // MIB} MiB, not by -320")
-            guest.balloon(guest.memory)
-            exercise(guest, 192 * MIB, run.bitmap, stamped=64 * MIB)
-    finally:
-        pool.write_text(str(had), "ascii")
+    with huge_pages(run, size), run.guest(backend="hugetlb", prealloc=True, memory=size) as guest:
+        move = guest.balloon(192 * MIB)
+        # Of an array of 256 pages QEMU never discards a part of a huge page.
+        require(not run.bitmap or move.rss < -240 * MIB,
+                f"RSS rose by {move.rss // MIB} MiB, not by -320")
+        guest.balloon(guest.memory)
+        exercise(guest, 192 * MIB, run.bitmap, stamped=64 * MIB)
 
 
 @test
@@ -453,7 +440,9 @@ def compaction_waits(run: Run) -> None:
             guest.balloon(guest.memory)
             pages += 2 * 1536 * MIB // PAGE
         moved = guest.vmstat()["balloon_migrate"] - before
-        require(moved < pages / 1000, f"{moved} pages were migrated while {pages} moved")
+        # In pauses it does not, and those of a slow guest are long.
+        limit = pages // 1000 * lab.patience(run.kernel)
+        require(moved < limit, f"{moved} pages were migrated while {pages} moved")
         loop.kill()
 
 

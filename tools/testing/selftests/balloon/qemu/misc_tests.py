@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Set, Tuple
 
 from balloon_tests import exercise
 from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, asleep, equal,
-                     features, free_page_hints, needs, needs_pending_interrupts, refuses, require,
-                     suspends, test, variants)
+                     features, free_page_hints, huge_pages, needs, needs_pending_interrupts,
+                     refuses, require, suspends, test, variants)
 from lab import (GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, accelerator, arch,
                  overhead)
 
@@ -362,6 +362,15 @@ def misc_migration_late_log(run: Run) -> None:
 def misc_migration_multifd(run: Run) -> None:
     """the same with multifd"""
     left_out(chain(run, 4, "balloon_mem churn 256M", rounds=3, capabilities=["multifd"]))
+
+
+@test
+def misc_migration_hugetlb(run: Run) -> None:
+    """the same with memory of 2 MiB pages"""
+    size = 512 * MIB
+    with huge_pages(run, size, guests=2):
+        left_out(chain(run, 4, "balloon_mem churn 128M", rounds=3,
+                       more={"backend": "hugetlb", "memory": size}))
 
 
 @test
