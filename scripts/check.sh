@@ -102,7 +102,8 @@ steps() {
 
 debug() {
 	build guest-debug qemu
-	tap guests-debug python3 $lab/check.py --kernel guest-debug
+	# All but matrix_*, which takes hours there.
+	tap guests-debug python3 $lab/check.py --kernel guest-debug '[!m]*' 'm[!a]*'
 }
 
 kcsan() {
