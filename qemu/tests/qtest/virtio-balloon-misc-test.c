@@ -1001,6 +1001,22 @@ static void migrate(QTestState *qts, const char *uri)
 
 #define NOWHERE "exec:cat >/dev/null"
 
+/* It does not wait for an answer: that would take half a second. */
+static void migrate_unasked(QTestState *qts)
+{
+    gint64 start = g_get_monotonic_time();
+
+    migrate(qts, NOWHERE);
+    wait_status(qts, "active");
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
+}
+
+static void cancel(QTestState *qts)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate_cancel'}");
+    wait_status(qts, "cancelled");
+}
+
 typedef struct Destination {
     char *dir, *uri;
     QTestState *qts;
@@ -1243,7 +1259,6 @@ static void wait_asking(Misc *m)
 static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
-    gint64 start;
     uint64_t id;
     Misc m;
 
@@ -1256,22 +1271,17 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     id = m.id;
     add_mibs(&m, msg, CONT, AREA, 0xff);
     transmit(&m, msg);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
     wait_counter(&m, "ended", 1);
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
     g_assert_true(asking(&m));
     forget(&m);
     /* While that is awaited none asks: it may never come to its end. */
     set_bandwidth(m.qts, 2 * MiB, 1);
-    start = g_get_monotonic_time();
-    migrate(m.qts, NOWHERE);
-    wait_status(m.qts, "active");
-    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
+    migrate_unasked(m.qts);
     add_mibs(&m, msg, CONT, AREA, 0xff00);
     transmit(&m, msg);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
     add_mibs(&m, msg, DONE, AREA, 0xff0000);
     transmit(&m, msg);
     g_assert_cmpint(grown(&m, "stale-records"), ==, 2);
@@ -1281,16 +1291,11 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     /* Cancelled before there is a buffer: then it is not asked for. */
     migrate(m.qts, NOWHERE);
     wait_asking(&m);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
     /* Nor is it waited for again, until it comes. */
-    start = g_get_monotonic_time();
-    migrate(m.qts, NOWHERE);
-    wait_status(m.qts, "active");
-    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
+    migrate_unasked(m.qts);
     g_assert_false(asking(&m));
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
     offer(&m);
     g_usleep(1000);
     g_assert_false(asking(&m));
@@ -1309,8 +1314,7 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&m, "requests"), ==, 1);
     g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
     /* An error ends the waiting; what came before it counts. */
     migrate(m.qts, NOWHERE);
     wait_request(&m);
@@ -1322,8 +1326,7 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&m, "errors"), ==, 1);
     wait_counter(&m, "unsent-pages", 256);
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
 
     /* Device reset */
     forget(&m);
@@ -1337,8 +1340,7 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     wait_status(m.qts, "active");
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
     g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
 
     /* Stop; the VM being stopped, nothing is asked later on either. */
     forget(&m);
@@ -1352,8 +1354,7 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     wait_status(m.qts, "active");
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
     g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-    wait_status(m.qts, "cancelled");
+    cancel(m.qts);
     forget(&m);
     set_bandwidth(m.qts, 1 * GiB, 300);
     migrate(m.qts, NOWHERE);
@@ -1366,7 +1367,6 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
 static void test_migrate_not_asked(void *obj, void *data,
                                    QGuestAllocator *alloc)
 {
-    gint64 start;
     Misc m;
     int i;
 
@@ -1374,12 +1374,8 @@ static void test_migrate_not_asked(void *obj, void *data,
     misc_init(&m, obj, alloc, 3, FEATURES);
     for (i = 0; i < 2; i++) {
         set_bandwidth(m.qts, 2 * MiB, 1);
-        start = g_get_monotonic_time();
-        migrate(m.qts, NOWHERE);
-        wait_status(m.qts, "active");
-        g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
-        qtest_qmp_assert_success(m.qts, "{'execute': 'migrate_cancel'}");
-        wait_status(m.qts, "cancelled");
+        migrate_unasked(m.qts);
+        cancel(m.qts);
         misc_restart(&m, FEATURES & ~STATS);
         offer(&m);
     }
