@@ -29,7 +29,7 @@ struct UnusedPagesProvider {
 
     /* Kept by the migration thread */
     Stat64 unsent_bytes;        /* that were dirty, and are not any more */
-    Stat64 timeouts;            /* waits that ended before the answer */
+    Stat64 timeouts;            /* waits of setup that took too long */
 };
 
 typedef enum UnusedPagesEnd {
