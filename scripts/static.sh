@@ -138,7 +138,12 @@ headers() {
 		tail -n 20 "$log"
 		return 1
 	fi
-	ls "$chk/usr/include/linux/virtio_balloon.hdrtest" >/dev/null
+	ls "$chk/usr/include/linux/virtio_balloon.hdrtest" >/dev/null || return
+	# QEMU's copy of what is ours, as its update-linux-headers.sh would write it
+	local from="/^struct virtio_balloon_stat {/,\$p"
+	diff <(sed -n "$from" "$chk/usr/include/linux/virtio_balloon.h" |
+		sed 's/__le\([0-9]*\)/uint\1_t/; s/__attribute__((packed))/QEMU_PACKED/') \
+		<(sed -n "$from" "$BUILD/qemu/include/standard-headers/linux/virtio_balloon.h")
 }
 
 # steps_of KIND: the commits of a series; a tree to check them out in
