@@ -382,6 +382,10 @@ def reset(run: Run) -> None:
             guest.set_target(512 * MIB)
             time.sleep(delay)
             guest.reset()
+            # QEMU keeps the size that the balloon had before.
+            deadline = guest.deadline(120)
+            while guest.meminfo()["MemTotal"] != total - 1536 * MIB and time.monotonic() < deadline:
+                time.sleep(0.1)
             guest.balloon(512 * MIB)
             equal("MemTotal", guest.meminfo()["MemTotal"], total - 1536 * MIB)
             guest.balloon(guest.memory)
