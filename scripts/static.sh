@@ -106,6 +106,7 @@ htmldocs() {
 lint() {
 	git ls-files -z '*.sh' .ci/run scripts/build.sh scripts/static.sh | sort -zu | xargs -0 shellcheck
 	git ls-files -z '*.py' | xargs -0 python3 -m py_compile
+	make -s help >/dev/null
 	git ls-files -z ':!COPYING' | xargs -0 codespell -L damon,inflight,parm
 	# Every file says its licence.
 	local file
