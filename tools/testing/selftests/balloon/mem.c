@@ -14,8 +14,8 @@
  *				SIGTERM or the end of SECONDS: verify them all
  *	churn SIZE [SECONDS]	the same, and keep giving pages back, too
  *
- * Loads that stay print "ready" when their memory is in place. Except for thp,
- * memory is made of base pages.
+ * Loads that stay print "ready" and its address when their memory is in place.
+ * Except for thp, memory is made of base pages.
  */
 #include <errno.h>
 #include <signal.h>
@@ -110,16 +110,16 @@ static void touch(char *p, size_t size)
 		p[i] = 1;
 }
 
-static void ready(void)
+static void say_ready(const char *p)
 {
-	puts("ready");
+	printf("ready at %#lx\n", (unsigned long)p);
 	if (fflush(stdout))
 		die("stdout: %s", strerror(errno));
 }
 
-static void stay(void)
+static void stay(const char *p)
 {
-	ready();
+	say_ready(p);
 	for (;;)
 		pause();
 }
@@ -160,7 +160,7 @@ static void fragment(size_t size, unsigned long keep, size_t block, uint64_t str
 	kept = resident_pages() - before;
 	if (kept > nr * (block / page_size) + 1024)
 		die("%zu pages remain instead of %zu", kept, nr * (block / page_size));
-	stay();
+	stay(p);
 }
 
 /* /proc/kpageflags: what the kernel says of each page frame. */
@@ -290,7 +290,7 @@ static void stamp(size_t size, unsigned long seconds, bool churn)
 		s.gen[i] = 1;
 		write_stamp(&s, i);
 	}
-	ready();
+	say_ready(s.base);
 
 	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED) && (!seconds || time(NULL) < end)) {
 		x = mix(x + 0x9e3779b97f4a7c15ULL);
@@ -331,7 +331,7 @@ int main(int argc, char **argv)
 		p = map_base_pages(size);
 		touch(p, size);
 		if (verb[0] == 'h')
-			stay();
+			stay(p);
 	} else if (!strcmp(verb, "fragment") && argc >= 4) {
 		fragment(size, parse_number(argv[3]),
 			 argc > 4 ? parse_size(argv[4]) : page_size, 1);

@@ -66,13 +66,10 @@ def lab_sees_faults(run: Run) -> None:
     guest = run.guest()
     try:
         job = guest.start("balloon_mem stamp 16M").wait_ready()
-        guest.sh("""
-            pid=$(pidof balloon_mem)
-            at=$(awk '{ split($1, a, "-"); from = "0x" a[1]; to = "0x" a[2] }
-                      $2 == "rw-p" && to - from >= 16777216 { print to - 16777216; exit }
-                    ' /proc/$pid/maps)
-            printf '\\001' | dd of=/proc/$pid/mem bs=1 seek=$((at + %d)) conv=notrunc"""
-                 % (guest.arch.page * 77 + 1000))
+        guest.sh(f"""
+            at=$(sed -n 's/^ready at //p' {job.path}.out)
+            printf '\\001' | dd of=/proc/$(cat {job.path}.pid)/mem bs=1 conv=notrunc \\
+                seek=$((at + {guest.arch.page * 77 + 1000}))""")
         try:
             job.finish()
             raise Failure("a wrong page was not found")
