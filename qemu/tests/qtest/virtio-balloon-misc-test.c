@@ -1001,14 +1001,11 @@ static void migrate(QTestState *qts, const char *uri)
 
 #define NOWHERE "exec:cat >/dev/null"
 
-/* It does not wait for an answer: that would take half a second. */
+/* Who waits for an answer that does not come counts a timeout. */
 static void migrate_unasked(QTestState *qts)
 {
-    gint64 start = g_get_monotonic_time();
-
     migrate(qts, NOWHERE);
     wait_status(qts, "active");
-    g_assert_cmpint(g_get_monotonic_time() - start, <, 400000);
 }
 
 static void cancel(QTestState *qts)
@@ -1277,7 +1274,7 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_true(asking(&m));
     forget(&m);
     /* While that is awaited none asks: it may never come to its end. */
-    set_bandwidth(m.qts, 2 * MiB, 1);
+    set_bandwidth(m.qts, 64 * KiB, 1);
     migrate_unasked(m.qts);
     add_mibs(&m, msg, CONT, AREA, 0xff00);
     transmit(&m, msg);
@@ -1373,7 +1370,7 @@ static void test_migrate_not_asked(void *obj, void *data,
     /* A driver that offers no buffer, or declined a queue: no waiting */
     misc_init(&m, obj, alloc, 3, FEATURES);
     for (i = 0; i < 2; i++) {
-        set_bandwidth(m.qts, 2 * MiB, 1);
+        set_bandwidth(m.qts, 64 * KiB, 1);
         migrate_unasked(m.qts);
         cancel(m.qts);
         misc_restart(&m, FEATURES & ~STATS);
@@ -1460,8 +1457,8 @@ static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
 
     misc_init(&m, obj, alloc, 3, FEATURES);
     offer(&m);
-    /* Slowly: 110 MiB of zero pages in a second */
-    set_bandwidth(m.qts, 256 * KiB, 1);
+    /* Slowly: 28 MiB of zero pages in a second */
+    set_bandwidth(m.qts, 64 * KiB, 1);
     migrate(m.qts, NOWHERE);
     wait_request(&m);
     g_assert_cmphex(m.start, ==, 0);
@@ -1491,6 +1488,7 @@ static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
     add_raw(msg, hdr, UINT64_MAX, 8);
     transmit(&m, msg);
     offer(&m);
+    set_bandwidth(m.qts, 1 * GiB, 300);
     wait_status(m.qts, "completed");
     g_assert_cmpint(grown(&m, "requests"), ==, 2);
     g_assert_cmpint(grown(&m, "unsent-pages"), >,

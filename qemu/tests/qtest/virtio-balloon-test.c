@@ -607,6 +607,7 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
     g_autoptr(GByteArray) msg = g_byte_array_new();
     uint64_t addr;
     Balloon b;
+    int i;
 
     balloon_init(&b, obj, alloc, FEATURES);
 
@@ -634,12 +635,20 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 128 * MiB);
     g_assert_cmpint(grown(&b, "bh-calls"), >=, 1);
 
-    /* A message that takes the whole of a slice is done at its end. */
-    forget(&b);
-    add_record(msg, 12, AREA_PFN, UINT64_MAX, 2048);
-    transmit(&b, INFLATE, msg);
-    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 64 * MiB);
-    g_assert_cmpint(grown(&b, "bh-calls"), ==, 0);
+    /*
+     * A message that takes the whole of a slice is done at its end; unless
+     * the host takes so long that it ends before, by time.
+     */
+    for (i = 0; i < 10; i++) {
+        forget(&b);
+        add_record(msg, 12, AREA_PFN, UINT64_MAX, 2048);
+        transmit(&b, INFLATE, msg);
+        g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 64 * MiB);
+        if (!grown(&b, "bh-calls")) {
+            break;
+        }
+    }
+    g_assert_cmpint(i, <, 10);
 
     /* By skipped runs and by bad records */
     forget(&b);

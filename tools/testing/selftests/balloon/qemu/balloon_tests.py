@@ -66,10 +66,12 @@ def lab_sees_faults(run: Run) -> None:
     guest = run.guest()
     try:
         job = guest.start("balloon_mem stamp 16M").wait_ready()
+        job.signal("STOP")
         guest.sh(f"""
             at=$(sed -n 's/^ready at //p' {job.path}.out)
             printf '\\001' | dd of=/proc/$(cat {job.path}.pid)/mem bs=1 conv=notrunc \\
                 seek=$((at + {guest.arch.page * 77 + 1000}))""")
+        job.signal("CONT")
         try:
             job.finish()
             raise Failure("a wrong page was not found")
@@ -262,8 +264,10 @@ def compaction(run: Run) -> None:
             # Holes between pages in use, so that there is something to compact.
             load = guest.start("balloon_mem fragment 450M 4").wait_ready()
             guest.balloon(384 * MIB)
+            seen, deadline = guest.vmstat()["balloon_migrate"], guest.deadline(10)
             load.kill()
-            time.sleep(0.3)
+            while guest.vmstat()["balloon_migrate"] == seen and time.monotonic() < deadline:
+                time.sleep(0.1)
             guest.balloon(640 * MIB)
             guest.balloon(448 * MIB)
             guest.balloon(guest.memory)
@@ -441,9 +445,8 @@ def compaction_waits(run: Run) -> None:
             guest.balloon(guest.memory)
             pages += 2 * 1536 * MIB // PAGE
         moved = guest.vmstat()["balloon_migrate"] - before
-        # In pauses it does not, and those of a slow guest are long.
-        limit = pages // 1000 * lab.patience(run.kernel)
-        require(moved < limit, f"{moved} pages were migrated while {pages} moved")
+        # In pauses it does not; all the time it moves twice as many.
+        require(moved < pages // 300, f"{moved} pages were migrated while {pages} moved")
         loop.kill()
 
 
@@ -536,8 +539,9 @@ def migration_while_moving(run: Run) -> None:
 
         source.migrate_to(target, parameters=FAST, rounds=4, during=move)
         stamp.guest = target
-        target.balloon(256 * MIB)
-        equal("MemTotal", target.meminfo()["MemTotal"], total - 768 * MIB)
+        # No size of those above, which it may have while it goes to another.
+        target.balloon(240 * MIB)
+        equal("MemTotal", target.meminfo()["MemTotal"], total - 784 * MIB)
         target.balloon(GIB)
         equal("MemTotal", target.meminfo()["MemTotal"], total)
         stamp.finish()

@@ -246,7 +246,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
               prealloc: bool = False, reserve: bool = True, machine: str = "",
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
               hotplug: bool = False, incoming: bool = False,
-              objects: Sequence[str] = ()) -> List[str]:
+              objects: Sequence[str] = (), cpus: int = 2) -> List[str]:
     """QEMU's arguments for a guest, without console and agent."""
     # pylint: disable=too-many-arguments
     bus, accel = virtio_bus(kernel, machine), accelerator(kernel)
@@ -255,7 +255,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         append += " tsc_early_khz=2000000"
     args = ["-nodefaults", "-no-user-config", "-no-reboot",
             "-accel", "tcg,thread=multi" if accel == "tcg" else accel,
-            "-cpu", arch(kernel).cpu, "-smp", "2", "-m", f"{memory // MIB}M",
+            "-cpu", arch(kernel).cpu, "-smp", str(cpus), "-m", f"{memory // MIB}M",
             "-kernel", str(artifact(kernel) / "bzImage"),
             "-initrd", str(initramfs(kernel)),
             "-append", f"console={arch(kernel).console} loglevel=5 oops=panic panic=-1 {append}"]
@@ -325,6 +325,10 @@ class Job:
     def running(self) -> bool:
         """Whether the command has not ended."""
         return self.guest.sh(f"[ -e {self.path}.rc ] && echo ended || true") == ""
+
+    def signal(self, sig: str) -> None:
+        """Send the command a signal."""
+        self.guest.sh(f"kill -{sig} $(cat {self.path}.pid)")
 
     def finish(self, sig: str = "TERM", timeout: float = 60) -> str:
         """End the command, if need be, and return its output; it must succeed."""
@@ -516,7 +520,10 @@ class Guest:
         return {}
 
     def ask(self, timeout: float = 30, wait: bool = True) -> Dict[str, int]:
-        """Ask for all unused pages; how the misc queue's counters rose by the answer."""
+        """Ask for all unused pages; how the misc queue's counters rose by the answer.
+
+        Who does not wait for it may ask while the driver is away.
+        """
         path = "/machine/peripheral/balloon0"
         deadline = self.deadline(timeout)
 
@@ -534,8 +541,9 @@ class Guest:
                 self.qmp("qom-set", path=path, property="misc-vq-ask", value=True)
                 break
             except LabError as error:
-                # The driver has only just started.
-                if "not offered" not in str(error) or time.monotonic() > deadline:
+                # The driver has only just started, or is about to.
+                soon = "not offered" in str(error) or not wait and "no misc queue" in str(error)
+                if not soon or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
         if wait:

@@ -96,10 +96,12 @@ def matrix(run: Run, names: Tuple[str, str]) -> None:
     needs(kernel, "HOTPLUG_PCI_ACPI")
     if qemu == "qemu-debian" and Run.kernel == "guest-i386":
         raise Skip("Debian's QEMU loses interrupts of i386 when a device is unplugged")
+    # Of others, too, if another CPU uses the memory map that changes.
+    cpus = 1 if qemu == "qemu-debian" else 2
     works = 0
     for append in ("", CLEARS):
         with run.guest(kernel=kernel, qemu=qemu, bitmap=False, hotplug=True, append=append,
-                       objects=["iothread,id=hint0"]) as guest:
+                       cpus=cpus, objects=["iothread,id=hint0"]) as guest:
             for some in subsets(name for name in BITS if has_property(qemu, name)):
                 if append and "page-poison" not in some:
                     continue
@@ -133,13 +135,19 @@ def matrix_migration(run: Run, kernel: str) -> None:
                     job = source.start("balloon_mem stamp 64M").wait_ready()
                     source.balloon(GIB - 128 * MIB)
                 else:
+                    # Debian's QEMU loses pages that the guest writes under TCG.
+                    quiet = source.qemu == "qemu-debian"
                     try:
+                        if quiet:
+                            job.signal("STOP")
                         source.migrate_to(guest, parameters=FAST)
                     except BaseException:
                         guest.close()
                         raise
                     source.close()
                     job.guest = source = guest
+                    if quiet:
+                        job.signal("CONT")
                     source.balloon(GIB)
                     source.balloon(GIB - 64 * MIB)
             job.finish()

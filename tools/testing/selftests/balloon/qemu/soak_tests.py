@@ -112,6 +112,8 @@ class Soak:
 
     def end(self) -> None:
         """All memory is back, and right."""
+        # Reloaded, a driver has given all back, and may yet be on its way to the old size.
+        self.guest.balloon(GIB - MIB)
         self.guest.balloon(GIB)
         equal("MemTotal", self.guest.meminfo()["MemTotal"], self.total)
         self.job.finish(timeout=120)
