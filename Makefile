@@ -16,7 +16,7 @@ lab-run = python3 $(lab)
 
 help:
 	@echo 'See it'
-	@echo '  demo        build all, inflate, deflate and migrate a guest in all ways, compare (cold ~8 min, warm 2 min)'
+	@echo '  demo        build all, inflate, deflate and migrate a guest in all ways, compare (cold 8 to 17 min, warm 2)'
 	@echo '  shell       a shell in a booted guest, its balloon driven from the monitor of QEMU'
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (~70 min; ARGS=--quick)'
 	@echo 'Test it'

@@ -64,15 +64,17 @@ class Run:
         if bitmap or has_property(qemu, "page-bitmap", kernel):
             props.setdefault("page-bitmap", "on" if bitmap else "off")
         # Kernels that are not ours, seen to die at boot once in some 50 times under TCG.
-        for _ in range(2 if kernel.startswith("guest-debian") else 0):
+        again = 2 if kernel.startswith("guest-debian") else 0
+        while True:
             try:
                 return Guest(f"guest{self.booted}", memory=memory, balloon=props,
                              logs=self.logs, **more)
             except LabError as error:
+                if not again:
+                    raise
                 print(f"# once more: {error}")
-                self.booted += 1
-        return Guest(f"guest{self.booted}", memory=memory, balloon=props,
-                     logs=self.logs, **more)
+            again -= 1
+            self.booted += 1
 
 
 def called(kernel: str) -> str:

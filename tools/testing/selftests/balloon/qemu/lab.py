@@ -510,6 +510,12 @@ class Guest:
                 raise LabError(f"{self.name}: {self.status()}, not {status}")
             time.sleep(0.01)
 
+    def until(self, condition: Callable[[], bool], timeout: float) -> None:
+        """Wait for a condition, or for so long; what follows has to judge."""
+        deadline = self.deadline(timeout)
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def stats(self, kind: str = "page-bitmap") -> Dict[str, int]:
         """The device's counters; none on a QEMU without them."""
         for path in ("", "/virtio-backend"):

@@ -14,7 +14,7 @@ from harness import (FAST, MISC_BIT, PAGE_POISON_BIT, Failure, Run, asleep, equa
                      features, free_page_hints, huge_pages, needs, needs_pending_interrupts,
                      refuses, require, suspends, test, variants)
 from lab import (GIB, MIB, PAGE, Guest, Job, LabError, Migration, Skip, accelerator, arch,
-                 overhead)
+                 overhead, patience)
 
 MISC = {"misc-vq": "on"}
 
@@ -305,14 +305,18 @@ def chain(run: Run, hops: int, load: str, during: Any = None, more: Any = None,
     return out
 
 
+def few_late(migrations: List[Migration], most: int) -> None:
+    """Few of them had the answer too late."""
+    late = sum(one.misc["timeouts"] for one in migrations)
+    require(late <= most, f"{late} answers were late")
+
+
 def left_out(migrations: List[Migration]) -> None:
-    """Each of them left pages out; of many, a few may have had the answer too late."""
-    late = 0
+    """Each of them left pages out, if it had the answer in time."""
     for number, one in enumerate(migrations):
-        late += one.misc["timeouts"]
         require(one.misc["unsent-pages"] > 10000 or one.misc["timeouts"],
                 f"migration {number}: {one.misc}")
-    require(late <= len(migrations) // 10, f"{late} answers were late")
+    few_late(migrations, len(migrations) // 10)
 
 
 @test
@@ -344,11 +348,10 @@ def misc_migration_hint(run: Run) -> None:
                   more={"balloon": {**MISC, "free-page-hint": "on"}})
     # Blocks that hinting has taken first are not unused, and are left out by its report.
     for number, one in enumerate(moves):
-        # A slow guest that hands all its memory to hinting may answer too late.
         require(one.misc["timeouts"] or one.misc["answers"] == 1,
                 f"migration {number}: {one.misc}")
-    late = sum(one.misc["timeouts"] for one in moves)
-    require(late <= len(moves) // 2, f"{late} answers were late")
+    # A slow guest that hands all its memory to hinting often answers too late.
+    few_late(moves, len(moves) // (2 if patience(run.kernel) > 1 else 10))
     unsent = sum(one.misc["unsent-pages"] for one in moves)
     require(unsent > 10000, f"only {unsent} pages were left out")
 
