@@ -29,8 +29,9 @@ from series import Series  # noqa: E402 pylint: disable=wrong-import-position
 KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
           "drivers/virtio/virtio_balloon_core", "drivers/virtio/virtio_balloon_bitmap",
           "drivers/virtio/virtio_balloon_misc"]
-QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-bitmap.c",
-        "hw_virtio_virtio-balloon-misc.c", "migration_unused-pages.c", "softmmu_late-dirty-log.c"]
+QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-slice.c",
+        "hw_virtio_virtio-balloon-records.c", "hw_virtio_virtio-balloon-inflate.c",
+        "hw_virtio_virtio-balloon-misc.c", "migration_unused-pages.c", "hw_misc_late-dirty-log.c"]
 # Files that were there before, by the names that they have now
 OLD = {"virtio_balloon_core": ("linux", "drivers/virtio/virtio_balloon_core.c"),
        "virtio-balloon": ("qemu", "hw/virtio/virtio-balloon.c")}
@@ -111,7 +112,7 @@ def main() -> int:
     for old in objects.rglob("*.gcda"):
         old.unlink()
     env = {**os.environ, "BALLOON_LAB_GUEST": guest, "BALLOON_LAB_GUEST_DEBUG": guest,
-           "BALLOON_LAB_QEMU": qemu, "BALLOON_LAB_GCOV": str(OUT / "guests")}
+           "BALLOON_LAB_QEMU": qemu, "BALLOON_LAB_QTESTS": qemu, "BALLOON_LAB_GCOV": str(OUT / "guests")}
     failed = 0
     with (OUT / "tests.log").open("w", encoding="utf-8") as log:
         for command in ([str(ROOT / "scripts/qtest.sh")],

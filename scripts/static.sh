@@ -110,7 +110,7 @@ lint() {
 	git ls-files -z ':!COPYING' | xargs -0 codespell -L damon,inflight,parm
 	# Every file says its licence.
 	local file
-	git ls-files ':!COPYING' ':!README' ':!BASE' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' |
+	git ls-files ':!COPYING' ':!README' ':!BASE' ':!figures' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' |
 	while read -r file; do
 		head -n 24 "$file" | grep -q SPDX-License-Identifier || { echo "$file: no SPDX line"; exit 1; }
 	done
@@ -128,7 +128,7 @@ maintainers_of() {
 
 maintainers() {
 	maintainers_of linux patches 'VIRTIO BALLOON'
-	maintainers_of qemu qemu/patches 'virtio-balloon|Migration|Memory API'
+	maintainers_of qemu qemu/patches 'virtio-balloon|Migration|Memory API|Network devices'
 }
 
 # Headers for user space compile by themselves, as C90.
@@ -150,16 +150,16 @@ headers() {
 # steps_of KIND: the commits of a series; a tree to check them out in
 steps_of() {
 	scripts/series.py --build "$BUILD" mails "$1" >/dev/null &&
-	{ [ -e "$BUILD/$1-steps" ] ||
-		git -C "$BUILD/$1" worktree add -q --detach "$BUILD/$1-steps" pristine; } &&
-	mkdir -p "$BUILD/$1-steps-obj" &&
+	{ [ -e "$BUILD/steps/$1" ] ||
+		git -C "$BUILD/$1" worktree add -q --detach "$BUILD/steps/$1" pristine; } &&
+	mkdir -p "$BUILD/steps/$1-obj" &&
 	git -C "$BUILD/$1" rev-list --reverse pristine..composed | grep .
 }
 
 # step KIND TEXT COMMAND...: it succeeds, and does not warn about what we touch. A
 # command that fails does not end COMMAND by itself.
 step() {
-	local tree=$BUILD/$1-steps text=$2 out
+	local tree=$BUILD/steps/$1 text=$2 out
 	shift 2
 	if ! "$@" >"$tree.log" 2>&1; then
 		tail -n 20 "$tree.log"
@@ -176,7 +176,7 @@ step() {
 }
 
 step_linux() {
-	local tree=$BUILD/linux-steps balloon=$1
+	local tree=$BUILD/steps/linux balloon=$1
 	shift
 	cp "$obj/.config" "$tree-obj/.config" &&
 	"$tree/scripts/config" --file "$tree-obj/.config" --set-val VIRTIO_BALLOON "$balloon" &&
@@ -186,7 +186,7 @@ step_linux() {
 
 # A guest whose balloon moves, beside memory in use
 step_boots() {
-	local from=$BUILD/linux-steps-obj dir=$BUILD/linux-steps-guest
+	local from=$BUILD/steps/linux-obj dir=$BUILD/steps/guest
 	step_linux m bzImage modules && mkdir -p "$dir" &&
 	cp "$from/.config" "$from/arch/x86/boot/bzImage" "$from/drivers/virtio/virtio_balloon.ko" "$dir/" &&
 	echo virtio_balloon.ko >"$dir/modules.order" &&
@@ -199,30 +199,25 @@ steps() {
 	local commits commit balloon changed
 	commits=$(steps_of linux)
 	for commit in $commits; do
-		git -C "$BUILD/linux-steps" checkout -q "$commit"
+		git -C "$BUILD/steps/linux" checkout -q "$commit"
 		for balloon in y n m; do
 			step linux "builds, VIRTIO_BALLOON=$balloon" step_linux $balloon mm/ drivers/virtio/
 		done
-		changed=$(git -C "$BUILD/linux-steps" diff --name-only HEAD~)
+		changed=$(git -C "$BUILD/steps/linux" diff --name-only HEAD~)
 		! grep -q '^mm/[^/]*\.c$' <<<"$changed" || step linux boots step_boots
 	done
 }
 
-# Runs in a shell of its own.
-step_qemu() (
-	cd "$BUILD/qemu-steps-obj" &&
-	{ [ -e build.ninja ] || "$BUILD/qemu-steps/configure" --target-list=x86_64-softmmu \
-		--without-default-features --enable-system --enable-tcg --disable-docs --disable-werror \
-		--meson=/usr/bin/meson; } &&
-	ninja -j"$JOBS" qemu-system-x86_64 tests/qtest/qos-test
-)
+step_qemu() {
+	scripts/build.sh qemu-step && cat "$BUILD/steps/qemu-obj.log"
+}
 
 # The same of QEMU's series.
 steps_qemu() {
 	local commits commit
 	commits=$(steps_of qemu)
 	for commit in $commits; do
-		git -C "$BUILD/qemu-steps" checkout -q "$commit"
+		git -C "$BUILD/steps/qemu" checkout -q "$commit"
 		step qemu builds step_qemu
 	done
 }

@@ -23,9 +23,9 @@
 #define BALLOON_BITMAP_SETTLE	(HZ / 10 + 1)
 
 /* A gap of as many zero words takes the room of a header, or more. */
-#define BALLOON_BITMAP_GAP	(sizeof(struct balloon_bmap_hdr) / sizeof(__le64))
+#define BALLOON_BITMAP_GAP	(sizeof(struct virtio_balloon_bmap_hdr) / sizeof(__le64))
 
-static_assert(sizeof(struct balloon_bmap_hdr) == PAGE_BITMAP_HEADROOM);
+static_assert(sizeof(struct virtio_balloon_bmap_hdr) == PAGE_BITMAP_HEADROOM);
 static_assert(PAGE_BITMAP_SEG_WORDS * sizeof(__le64) <= VIRTIO_BALLOON_BMAP_MAX_LEN);
 static_assert(BALLOON_BITMAP_MSG_SEGS * PAGE_BITMAP_SEG_SIZE <=
 	      VIRTIO_BALLOON_BMAP_MAX_MSG);
@@ -124,10 +124,10 @@ bool balloon_bitmap_migratable(const struct balloon_bitmap *bb)
 static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,
 				       const __le64 *words, unsigned int nr)
 {
-	struct balloon_bmap_hdr *hdr = to;
+	struct virtio_balloon_bmap_hdr *hdr = to;
 
 	memmove(hdr + 1, words, nr * sizeof(*words));
-	*hdr = (struct balloon_bmap_hdr) {
+	*hdr = (struct virtio_balloon_bmap_hdr) {
 		.page_shift = cpu_to_le16(PAGE_SHIFT),
 		.req_id = cpu_to_le64(req_id),
 		.start_pfn = cpu_to_le64(pfn),

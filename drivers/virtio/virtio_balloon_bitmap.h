@@ -3,7 +3,7 @@
  * Inflate and deflate a virtio balloon by page bitmaps,
  * VIRTIO_BALLOON_F_PAGE_BITMAP. The vocabulary:
  *
- * record:  struct balloon_bmap_hdr and the bitmap that it announces, one
+ * record:  struct virtio_balloon_bmap_hdr and the bitmap that it announces, one
  *          behind the other in memory
  * message: a buffer on the inflate or the deflate queue, a sequence of records
  * flush:   to send all that the bitmap holds, in as many messages as the ring

@@ -22,14 +22,11 @@
 /* Costs no effort: the bitmap has a segment, and can do with it. */
 #define BALLOON_MISC_GFP	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
 
-/* Binary logarithm of the largest page that the format knows. */
-#define BALLOON_MISC_MAX_SHIFT	30
-
 /* Bytes that are looked at before it is looked whether to stop. */
 #define BALLOON_MISC_STEP	SZ_4G
 
 /* What balloon_bitmap_pack() writes as the command of a record. */
-static_assert(BALLOON_GET_UNUSED_PAGES == 0);
+static_assert(VIRTIO_BALLOON_REQ_UNUSED_PAGES == 0);
 
 static_assert((BALLOON_MISC_MSG_SEGS + 1) * PAGE_BITMAP_SEG_SIZE <=
 	      VIRTIO_BALLOON_BMAP_MAX_MSG);
@@ -83,16 +80,17 @@ static int balloon_misc_next_unused(struct balloon_misc *misc)
 	return more ?: misc->pfn == end && end < misc->end_pfn;
 }
 
-/* BALLOON_GET_UNUSED_PAGES: the part of the range that is whole pages. */
+/* VIRTIO_BALLOON_REQ_UNUSED_PAGES: the whole pages of the range */
 static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payload)
 {
-	const struct balloon_req_range *range = payload;
+	const struct virtio_balloon_req_range *range = payload;
 	unsigned int shift = le16_to_cpu(range->page_shift);
 	u64 start = le64_to_cpu(range->start_pfn);
 	u64 nr = le64_to_cpu(range->nr_pages);
 	u64 last;
 
-	if (!misc->id || shift < VIRTIO_BALLOON_PFN_SHIFT || shift > BALLOON_MISC_MAX_SHIFT ||
+	if (!misc->id || shift < VIRTIO_BALLOON_BMAP_MIN_SHIFT ||
+	    shift > VIRTIO_BALLOON_BMAP_MAX_SHIFT ||
 	    memchr_inv(range->reserved, 0, sizeof(range->reserved)))
 		return -EINVAL;
 	if (start > U64_MAX >> shift || nr > (U64_MAX >> shift) - start)
@@ -113,8 +111,8 @@ static const struct balloon_misc_request {
 	size_t len;
 	int (*begin)(struct balloon_misc *misc, const void *payload);
 } balloon_misc_requests[] = {
-	[BALLOON_GET_UNUSED_PAGES] = {
-		.len = sizeof(struct balloon_req_range),
+	[VIRTIO_BALLOON_REQ_UNUSED_PAGES] = {
+		.len = sizeof(struct virtio_balloon_req_range),
 		.begin = balloon_misc_get_unused,
 	},
 };
@@ -129,21 +127,21 @@ static const struct balloon_misc_request {
  */
 VISIBLE_IF_KUNIT int balloon_misc_parse(struct balloon_misc *misc, const void *buf, size_t len)
 {
-	const struct balloon_req_hdr *hdr = buf;
+	const struct virtio_balloon_req_hdr *hdr = buf;
 	unsigned int cmd;
 
 	misc->id = 0;
-	misc->end = (struct balloon_bmap_hdr) {
+	misc->end = (struct virtio_balloon_bmap_hdr) {
 		.page_shift = cpu_to_le16(PAGE_SHIFT),
-		.flag = cpu_to_le16(BALLOON_FLAG_DONE),
+		.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_DONE),
 	};
 	if (len < sizeof(*hdr) || len > VIRTIO_BALLOON_REQ_LEN)
 		return -EINVAL;
 
 	cmd = le16_to_cpu(hdr->cmd);
-	misc->id = le64_to_cpu(hdr->param);
+	misc->id = le64_to_cpu(hdr->id);
 	misc->end.cmd = hdr->cmd;
-	misc->end.req_id = hdr->param;
+	misc->end.req_id = hdr->id;
 	if (cmd >= ARRAY_SIZE(balloon_misc_requests) ||
 	    len < sizeof(*hdr) + balloon_misc_requests[cmd].len ||
 	    memchr_inv(hdr->reserved, 0, sizeof(hdr->reserved)))
@@ -164,14 +162,14 @@ static void balloon_misc_begin(struct balloon_misc *misc, size_t len)
 	if (err && !misc->warned) {
 		misc->warned = true;
 		dev_warn(&misc->vdev->dev, "cannot answer request %u of %zu bytes (further ones are not reported)\n",
-			 le16_to_cpu(((struct balloon_req_hdr *)buf)->cmd), len);
+			 le16_to_cpu(((struct virtio_balloon_req_hdr *)buf)->cmd), len);
 	}
 	if (!err)
 		err = page_bitmap_init(&misc->pages,
 				       min(virtqueue_get_vring_size(misc->vq),
 					   (unsigned int)BALLOON_MISC_MSG_SEGS), 1);
 	if (err)
-		misc->end.flag = cpu_to_le16(BALLOON_FLAG_ERROR);
+		misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
 	misc->more = !err;
 	misc->state = BALLOON_MISC_ANSWER;
 }
@@ -190,7 +188,7 @@ static int balloon_misc_send(struct balloon_misc *misc)
 			return 0;
 		err = misc->next(misc);
 		if (err < 0)
-			misc->end.flag = cpu_to_le16(BALLOON_FLAG_ERROR);
+			misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
 		misc->more = err > 0;
 	}
 

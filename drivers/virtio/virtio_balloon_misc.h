@@ -4,7 +4,7 @@
  * The vocabulary:
  *
  * request: what the device writes into the buffer that the driver offers, one
- *          at a time: struct balloon_req_hdr and what its command needs
+ *          at a time: struct virtio_balloon_req_hdr and what its command needs
  * answer:  records with the request's id, as many messages as it takes; the
  *          flag of the last record ends it
  * message: a buffer of records, see virtio_balloon_bitmap.h; one at a time
@@ -86,7 +86,7 @@ struct balloon_misc {
 	struct page_bitmap pages;
 	bool inflight;
 	struct scatterlist sg[BALLOON_MISC_MSG_SEGS + 1];
-	struct balloon_bmap_hdr end;
+	struct virtio_balloon_bmap_hdr end;
 	__le64 buf[VIRTIO_BALLOON_REQ_LEN / sizeof(__le64)];
 };
 

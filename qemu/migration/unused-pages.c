@@ -22,10 +22,10 @@
  *    holds bitmap_mutex anyway.
  *
  * The next synchronisation of the dirty log ends all of it: bits that it sets
- * are writes that came after the report.  Its BEFORE_BITMAP_SYNC counts, since
- * the BQL may be dropped in the middle of it.  A change of the RAM blocks, and
- * what makes the device drop the answer, end it too.  Bits that were collected
- * but not folded by then are lost.
+ * are writes that came after the report.  Its beginning counts, since the BQL
+ * may be dropped in the middle of it.  A change of the RAM blocks, and what
+ * makes the device drop the answer, end it too.  Bits that were collected but
+ * not folded by then are lost.
  */
 
 #include "qemu/osdep.h"
@@ -36,10 +36,12 @@
 #include "exec/address-spaces.h"
 #include "exec/ram_addr.h"
 #include "exec/ramlist.h"
-#include "sysemu/runstate.h"
+#include "exec/target_page.h"
+#include "system/runstate.h"
 #include "migration.h"
 #include "migration/misc.h"
 #include "migration/unused-pages.h"
+#include "options.h"
 #include "ram.h"
 #include "trace.h"
 
@@ -49,7 +51,7 @@
 #define DIRTY_AHEAD     (256 * MiB)
 /* What ram_save_iterate() arms at a time: chunks of a GiB, by default */
 #define ARM_AT_ONCE     (8 * GiB)
-/* All the waiting at the end of ram_save_setup(), in ms */
+/* All the waiting before the first round, in ms */
 #define WAIT_MS         500
 
 /* Part of a RAM block, in one window; pages are numbers within the block */
@@ -84,8 +86,13 @@ static struct {
     bool fresh;                 /* there are bits that are not folded yet */
     bool exhausted;             /* the guest cannot answer */
 
-    /* Of the migration thread, from setup to cleanup */
+    /*
+     * Set by the migration thread, reset by who synchronises the log, both
+     * under the BQL; the migration thread reads it without.
+     */
     bool asked;
+
+    /* Of the migration thread, until cleanup */
     UnusedRange *ranges;        /* in guest-physical order */
     unsigned int nr_ranges;
     uint32_t version;           /* of ram_list, for which the ranges are good */
@@ -94,8 +101,6 @@ static struct {
     unsigned long arm_page;     /* ...and the page in it */
     unsigned int low;           /* where there are still dirty pages... */
     unsigned long low_page;     /* ...in the windows that were asked for */
-
-    NotifierWithReturn notifier;
 } unused_pages;
 
 /* With the lock */
@@ -208,42 +213,38 @@ static void unused_pages_ask_bh(void *opaque)
     }
 }
 
-/* Under the BQL, in the migration thread or after its end */
-static int unused_pages_notify(NotifierWithReturn *n, void *data)
+void unused_pages_expire(void)
 {
-    PrecopyNotifyData *pnd = data;
+    UnusedPagesProvider *p = unused_pages.provider;
 
-    if (pnd->reason != PRECOPY_NOTIFY_BEFORE_BITMAP_SYNC &&
-        pnd->reason != PRECOPY_NOTIFY_CLEANUP) {
-        return 0;
+    if (!unused_pages.asked) {
+        return;
     }
-    /* Never so in COLO's checkpoints, which come here without the BQL */
-    if (unused_pages.asked) {
-        UnusedPagesProvider *p = unused_pages.provider;
+    WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
+        unused_pages_off("the dirty log is synchronised");
+    }
+    qatomic_set(&unused_pages.asked, false);
+    if (p) {
+        p->cancel(p);
+    }
+}
 
-        WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
-            unused_pages_off("the dirty log is synchronised");
-        }
-        unused_pages.asked = false;
-        if (p) {
-            p->cancel(p);
-        }
-    }
-    if (pnd->reason == PRECOPY_NOTIFY_CLEANUP) {
-        g_free(unused_pages.ranges);
-        unused_pages.ranges = NULL;
-        unused_pages.nr_ranges = unused_pages.begin = unused_pages.end = 0;
-    }
-    return 0;
+void unused_pages_cleanup(void)
+{
+    unused_pages_expire();
+    g_free(unused_pages.ranges);
+    unused_pages.ranges = NULL;
+    unused_pages.nr_ranges = unused_pages.begin = unused_pages.end = 0;
 }
 
 bool unused_pages_register(UnusedPagesProvider *p)
 {
-    if (!unused_pages.notifier.notify) {
+    static bool initialised;
+
+    if (!initialised) {
+        initialised = true;
         qemu_mutex_init(&unused_pages.lock);
         qemu_cond_init(&unused_pages.answered);
-        unused_pages.notifier.notify = unused_pages_notify;
-        precopy_add_notifier(&unused_pages.notifier);
     }
     QEMU_LOCK_GUARD(&unused_pages.lock);
     if (unused_pages.provider) {
@@ -280,7 +281,7 @@ static bool unused_pages_add_range(Int128 start, Int128 len,
     UnusedRange u = { .rb = rb, .gpa = int128_get64(start) };
     hwaddr size = int128_get64(len);
 
-    if (!rb || !rb->bmap || ramblock_is_ignored(rb) ||
+    if (!rb || !rb->bmap || migrate_ram_is_ignored(rb) ||
         !memory_region_is_ram((MemoryRegion *)mr) ||
         memory_region_is_rom((MemoryRegion *)mr) ||
         memory_region_is_romd((MemoryRegion *)mr) ||
@@ -503,7 +504,7 @@ static void unused_pages_wait(int64_t deadline)
             }
             return;
         }
-        if (!migration_is_setup_or_active(s->state)) {
+        if (qatomic_read(&s->state) != MIGRATION_STATUS_ACTIVE) {
             return;
         }
         /* In steps: a migration that is cancelled signals nothing */
@@ -522,11 +523,11 @@ static bool unused_pages_begin(void)
      * memory as it was; COLO's secondary runs on what it has.
      */
     if (!p || migrate_postcopy_ram() || migrate_background_snapshot() ||
-        migrate_colo_enabled()) {
+        migrate_colo()) {
         return false;
     }
 
-    qemu_mutex_lock_iothread();
+    bql_lock();
     p = unused_pages.provider;
     ready = p && runstate_is_running() && p->ready(p);
     if (ready) {
@@ -534,23 +535,23 @@ static bool unused_pages_begin(void)
         ready = unused_pages.nr_ranges;
     }
     if (ready) {
-        unused_pages.asked = true;
+        qatomic_set(&unused_pages.asked, true);
         unused_pages.exhausted = false;
         unused_pages.begin = unused_pages.end = 0;
         unused_pages.low = unused_pages.low_page = 0;
         qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
     }
-    qemu_mutex_unlock_iothread();
+    bql_unlock();
     return ready;
 }
 
-void unused_pages_setup(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
+bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
 {
     int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + WAIT_MS;
     bool more;
 
     if (!unused_pages_begin()) {
-        return;
+        return false;
     }
     for (more = unused_pages_has_window(); more; ) {
         unused_pages_next_window();
@@ -571,6 +572,7 @@ void unused_pages_setup(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
             }
         }
     }
+    return true;
 }
 
 void unused_pages_iterate(uint64_t *dirty_pages)
@@ -596,5 +598,5 @@ void unused_pages_iterate(uint64_t *dirty_pages)
 
 bool unused_pages_asked(void)
 {
-    return unused_pages.asked;
+    return qatomic_read(&unused_pages.asked);
 }

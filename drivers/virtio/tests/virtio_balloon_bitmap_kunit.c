@@ -12,7 +12,7 @@
 #include "../virtio_balloon_bitmap.h"
 
 #define SEG	PAGE_BITMAP_SEG_PAGES
-#define HDR	sizeof(struct balloon_bmap_hdr)
+#define HDR	sizeof(struct virtio_balloon_bmap_hdr)
 #define REQ_ID	0x123456789abcdef0ULL
 
 struct balloon_test {
@@ -66,7 +66,7 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 	KUNIT_ASSERT_LE(test, *len, PAGE_BITMAP_SEG_SIZE);
 
 	while (pos < *len) {
-		const struct balloon_bmap_hdr *hdr = seg->buf + pos;
+		const struct virtio_balloon_bmap_hdr *hdr = seg->buf + pos;
 		u64 start = le64_to_cpu(hdr->start_pfn);
 		u64 bytes = le64_to_cpu(hdr->bmap_len);
 		const u8 *bits = (const u8 *)(hdr + 1);

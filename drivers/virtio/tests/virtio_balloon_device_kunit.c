@@ -78,8 +78,8 @@ static const char * const faults[FAULTS] = {
 
 /* A request for unused pages */
 struct misc_request {
-	struct balloon_req_hdr hdr;
-	struct balloon_req_range range;
+	struct virtio_balloon_req_hdr hdr;
+	struct virtio_balloon_req_range range;
 };
 
 struct queue {
@@ -323,7 +323,7 @@ static void take_bits(struct device_double *d, enum role role, unsigned long bas
 static void take_records(struct device_double *d, enum role role, const void *buf, size_t len)
 {
 	while (len) {
-		const struct balloon_bmap_hdr *hdr = buf;
+		const struct virtio_balloon_bmap_hdr *hdr = buf;
 		u64 bytes;
 		u16 flag;
 
@@ -340,12 +340,12 @@ static void take_records(struct device_double *d, enum role role, const void *bu
 		if (role != MISC && (hdr->cmd || flag || hdr->req_id || !bytes))
 			return wrong(d, "a field of an inflate or deflate record");
 		if (role == MISC &&
-		    (le64_to_cpu(hdr->req_id) != d->id || flag > BALLOON_FLAG_ERROR))
+		    (le64_to_cpu(hdr->req_id) != d->id || flag > VIRTIO_BALLOON_BMAP_FLAG_ERROR))
 			return wrong(d, "a field of an answer");
 		take_bits(d, role, le64_to_cpu(hdr->start_pfn), (void *)(hdr + 1), bytes * 8);
-		d->answers += flag == BALLOON_FLAG_DONE;
+		d->answers += flag == VIRTIO_BALLOON_BMAP_FLAG_DONE;
 		d->done = ktime_get();
-		d->errors += flag == BALLOON_FLAG_ERROR;
+		d->errors += flag == VIRTIO_BALLOON_BMAP_FLAG_ERROR;
 		buf += sizeof(*hdr) + bytes;
 		len -= sizeof(*hdr) + bytes;
 	}
@@ -707,8 +707,8 @@ static void ask(struct device_double *d, const void *request, unsigned int len)
 	memset(d->request, 0, sizeof(d->request));
 	memcpy(d->request, request, min_t(size_t, len, sizeof(d->request)));
 	/* One that is too short has no id, or half of one. */
-	d->id = len < sizeof(struct balloon_req_hdr) ? 0 :
-		le64_to_cpu(((struct balloon_req_hdr *)d->request)->param);
+	d->id = len < sizeof(struct virtio_balloon_req_hdr) ? 0 :
+		le64_to_cpu(((struct virtio_balloon_req_hdr *)d->request)->id);
 	d->request_len = len;
 	mutex_unlock(&d->lock);
 	mod_delayed_work(d->wq, &d->work, 0);
@@ -718,8 +718,8 @@ static void ask(struct device_double *d, const void *request, unsigned int len)
 static void ask_unused(struct device_double *d, u64 id)
 {
 	const struct misc_request request = {
-		.hdr.cmd = cpu_to_le16(BALLOON_GET_UNUSED_PAGES),
-		.hdr.param = cpu_to_le64(id),
+		.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES),
+		.hdr.id = cpu_to_le64(id),
 		.range.nr_pages = cpu_to_le64(UNITS(SZ_4G)),
 		.range.page_shift = cpu_to_le16(VIRTIO_BALLOON_PFN_SHIFT),
 	};
@@ -820,7 +820,7 @@ static void device_answers(struct kunit *test)
 {
 	struct account before = take_account();
 	struct device_double *d = double_start(test, ALL, 4);
-	struct misc_request bad = { .hdr.cmd = cpu_to_le16(77), .hdr.param = cpu_to_le64(3) };
+	struct misc_request bad = { .hdr.cmd = cpu_to_le16(77), .hdr.id = cpu_to_le64(3) };
 	unsigned int i;
 
 	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {

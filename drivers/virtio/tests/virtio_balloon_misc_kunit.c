@@ -11,8 +11,8 @@
 
 /* A request for unused pages, as the device writes it. */
 struct misc_request {
-	struct balloon_req_hdr hdr;
-	struct balloon_req_range range;
+	struct virtio_balloon_req_hdr hdr;
+	struct virtio_balloon_req_range range;
 };
 
 #define LEN	sizeof(struct misc_request)
@@ -23,8 +23,8 @@ struct misc_request {
 static struct misc_request request(u64 start, u64 nr, unsigned int shift)
 {
 	return (struct misc_request) {
-		.hdr.cmd = cpu_to_le16(BALLOON_GET_UNUSED_PAGES),
-		.hdr.param = cpu_to_le64(ID),
+		.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES),
+		.hdr.id = cpu_to_le64(ID),
 		.range.start_pfn = cpu_to_le64(start),
 		.range.nr_pages = cpu_to_le64(nr),
 		.range.page_shift = cpu_to_le16(shift),
@@ -69,7 +69,7 @@ static void misc_range(struct kunit *test)
 		KUNIT_EXPECT_EQ_MSG(test, misc->end_pfn, cases[i].end, "case %d", i);
 		KUNIT_EXPECT_EQ(test, misc->id, ID);
 		KUNIT_EXPECT_EQ(test, le64_to_cpu(misc->end.req_id), ID);
-		KUNIT_EXPECT_EQ(test, le16_to_cpu(misc->end.flag), BALLOON_FLAG_DONE);
+		KUNIT_EXPECT_EQ(test, le16_to_cpu(misc->end.flag), VIRTIO_BALLOON_BMAP_FLAG_DONE);
 		KUNIT_EXPECT_EQ(test, le64_to_cpu(misc->end.bmap_len), 0ULL);
 	}
 }
@@ -83,7 +83,7 @@ static void misc_bad_request(struct kunit *test)
 
 	for (i = 0; i < ARRAY_SIZE(bad); i++)
 		bad[i] = good;
-	bad[0].hdr.cmd = cpu_to_le16(BALLOON_GET_UNUSED_PAGES + 1);
+	bad[0].hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES + 1);
 	bad[1].hdr.cmd = cpu_to_le16(0xffff);
 	bad[2].hdr.reserved[2] = cpu_to_le16(1);
 	bad[3].range.reserved[0] = cpu_to_le16(1);
@@ -92,7 +92,7 @@ static void misc_bad_request(struct kunit *test)
 	bad[6].range.start_pfn = cpu_to_le64(1ULL << 52);
 	bad[7].range.nr_pages = cpu_to_le64((1ULL << 52) - 64);
 
-	bad[8].hdr.param = 0;
+	bad[8].hdr.id = 0;
 
 	for (i = 0; i < ARRAY_SIZE(bad); i++) {
 		KUNIT_EXPECT_EQ_MSG(test, balloon_misc_parse(misc, &bad[i], LEN), -EINVAL,

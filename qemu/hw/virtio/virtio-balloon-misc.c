@@ -3,18 +3,16 @@
  *
  * With VIRTIO_BALLOON_F_MISC_VQ the driver keeps one device-writable buffer
  * on the queue.  The device writes a request into it and gives it back; the
- * driver answers with buffers of records, see struct balloon_bmap_hdr, and
- * offers the buffer for requests again behind the last of them.
+ * driver answers with messages of records, see struct virtio_balloon_bmap_hdr,
+ * and offers the buffer for requests again behind the last of them.
  *
  * There is one request at a time.  Its id ends when the VM stops, and when
  * who asked has no use for the answer any more.  Then the rest of the answer
  * is consumed, so that the driver gets its buffers back and can be asked
  * again, but does not count.
  *
- * Work is done in slices, see virtio-balloon-bitmap.c.  A message that is not
- * finished at the end of a slice goes back to the ring: between calls the
- * device holds no element.  So there is little to migrate, the last id and
- * whether an answer is outstanding.
+ * When the VM is stopped the device holds no buffer.  So there is little to
+ * migrate, the last id and whether an answer is outstanding.
  *
  * Everything here runs under the BQL.
  *
@@ -27,7 +25,6 @@
 #include "qemu/timer.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
-#include "qapi/visitor.h"
 #include "exec/address-spaces.h"
 #include "exec/ramblock.h"
 #include "hw/virtio/virtio-balloon.h"
@@ -37,8 +34,6 @@
 /* Work here is to set bits, 2 MiB of them for 64 GiB */
 #define SLICE_BYTES     (64 * GiB)
 #define SLICE_WORK      16384
-
-#define FLAGS   (BALLOON_FLAG_DONE | BALLOON_FLAG_ERROR)
 
 /* What can be asked */
 typedef struct BalloonMiscCommand {
@@ -53,9 +48,19 @@ typedef struct BalloonMiscCommand {
     void (*end)(BalloonMisc *m, UnusedPagesEnd how);
 } BalloonMiscCommand;
 
+static BalloonMisc *misc_of(VirtIODevice *vdev)
+{
+    return &VIRTIO_BALLOON(vdev)->misc;
+}
+
+static bool balloon_misc_offered(BalloonMisc *m)
+{
+    return m->worker.vdev;
+}
+
 static void unused_pages_fill(const BalloonMiscRequest *req, void *payload)
 {
-    struct balloon_req_range *range = payload;
+    struct virtio_balloon_req_range *range = payload;
 
     range->start_pfn = cpu_to_le64(req->start >> VIRTIO_BALLOON_PFN_SHIFT);
     range->nr_pages = cpu_to_le64((req->end - req->start) >>
@@ -79,9 +84,9 @@ static void unused_pages_ended(BalloonMisc *m, UnusedPagesEnd how)
 }
 
 static const BalloonMiscCommand commands[] = {
-    [BALLOON_GET_UNUSED_PAGES] = {
-        .len = sizeof(struct balloon_req_hdr) +
-               sizeof(struct balloon_req_range),
+    [VIRTIO_BALLOON_REQ_UNUSED_PAGES] = {
+        .len = sizeof(struct virtio_balloon_req_hdr) +
+               sizeof(struct virtio_balloon_req_range),
         .fill = unused_pages_fill,
         .run = unused_pages_run,
         .end = unused_pages_ended,
@@ -89,20 +94,20 @@ static const BalloonMiscCommand commands[] = {
 };
 
 /* Any request fits into this much */
-#define REQUEST_LEN     (sizeof(struct balloon_req_hdr) + \
-                         sizeof(struct balloon_req_range))
+#define REQUEST_LEN     (sizeof(struct virtio_balloon_req_hdr) + \
+                         sizeof(struct virtio_balloon_req_range))
 
 static bool balloon_misc_negotiated(BalloonMisc *m)
 {
-    return m->vq &&
-           virtio_vdev_has_feature(m->vdev, VIRTIO_BALLOON_F_MISC_VQ) &&
-           virtio_vdev_has_feature(m->vdev, VIRTIO_F_VERSION_1);
+    VirtIODevice *vdev = m->worker.vdev;
+
+    return vdev && virtio_vdev_has_feature(vdev, VIRTIO_BALLOON_F_MISC_VQ) &&
+           virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1);
 }
 
-static void balloon_misc_schedule(BalloonMisc *m)
+static bool balloon_misc_is_outstanding(BalloonMisc *m)
 {
-    m->bh_scheduled = true;
-    qemu_bh_schedule(m->bh);
+    return m->state == BALLOON_MISC_ASKED || m->state == BALLOON_MISC_ENDED;
 }
 
 static void balloon_misc_warn(BalloonMisc *m, const char *what)
@@ -117,19 +122,20 @@ static void balloon_misc_warn(BalloonMisc *m, const char *what)
 static void balloon_misc_over(BalloonMisc *m, UnusedPagesEnd how)
 {
     uint64_t ns = get_clock() - m->request.sent;
+    bool counts = m->state == BALLOON_MISC_ASKED;
 
-    m->outstanding = false;
-    if (m->ended) {
+    m->state = BALLOON_MISC_READY;
+    if (!counts) {
         return;
     }
     if (how == UNUSED_PAGES_DONE) {
         trace_virtio_balloon_misc_done(m->last_id, ns);
-        m->stats.answers++;
-        m->stats.answer_ns = ns;
-        m->stats.longest_answer_ns = MAX(m->stats.longest_answer_ns, ns);
+        m->answers++;
+        m->answer_ns = ns;
+        m->longest_answer_ns = MAX(m->longest_answer_ns, ns);
     } else {
         trace_virtio_balloon_misc_error(m->last_id);
-        m->stats.errors++;
+        m->errors++;
     }
     commands[m->request.cmd].end(m, how);
 }
@@ -137,10 +143,10 @@ static void balloon_misc_over(BalloonMisc *m, UnusedPagesEnd how)
 /* From here on the answer does not count; it is outstanding all the same. */
 static void balloon_misc_end_id(BalloonMisc *m)
 {
-    if (m->outstanding && !m->ended) {
+    if (m->state == BALLOON_MISC_ASKED) {
         trace_virtio_balloon_misc_ended(m->last_id);
-        m->ended = true;
-        m->stats.ended++;
+        m->state = BALLOON_MISC_ENDED;
+        m->ended++;
         balloon_records_drop(&m->records);
         commands[m->request.cmd].end(m, UNUSED_PAGES_DEAD);
     }
@@ -148,286 +154,177 @@ static void balloon_misc_end_id(BalloonMisc *m)
 
 static void balloon_misc_send(BalloonMisc *m, VirtQueueElement *elem)
 {
-    const BalloonMiscCommand *command = &commands[m->next.cmd];
+    const BalloonMiscCommand *command = &commands[m->request.cmd];
     struct {
-        struct balloon_req_hdr hdr;
-        uint8_t payload[REQUEST_LEN - sizeof(struct balloon_req_hdr)];
+        struct virtio_balloon_req_hdr hdr;
+        uint8_t payload[REQUEST_LEN - sizeof(struct virtio_balloon_req_hdr)];
     } req = {
-        .hdr.cmd = cpu_to_le16(m->next.cmd),
-        .hdr.param = cpu_to_le64(m->last_id + 1),
+        .hdr.cmd = cpu_to_le16(m->request.cmd),
+        .hdr.id = cpu_to_le64(m->last_id + 1),
     };
 
-    command->fill(&m->next, req.payload);
-    m->request = m->next;
+    command->fill(&m->request, req.payload);
     m->request.sent = get_clock();
-    m->wanted = false;
-    m->outstanding = true;
-    m->ended = false;
+    m->state = BALLOON_MISC_ASKED;
     m->last_id++;
-    m->stats.requests++;
+    m->requests++;
     trace_virtio_balloon_misc_request(m->last_id, m->request.start,
                                       m->request.end - m->request.start,
                                       m->request.migration);
 
     iov_from_buf(elem->in_sg, elem->in_num, 0, &req, command->len);
-    virtqueue_push(m->vq, elem, command->len);
-    virtio_notify(m->vdev, m->vq);
+    virtqueue_push(m->queue.vq, elem, command->len);
+    virtio_notify(m->worker.vdev, m->queue.vq);
 }
 
-/*
- * A buffer without records is there to be asked with.  Returns false if it
- * went back to the ring.
- */
-static bool balloon_misc_take_buffer(BalloonMisc *m, VirtQueueElement *elem)
+static BalloonTaken balloon_misc_unpop(BalloonMisc *m, VirtQueueElement *elem)
 {
+    virtqueue_unpop(m->queue.vq, elem, 0);
+    return BALLOON_TAKEN_KEPT;
+}
+
+/* Nothing of it will be looked at again until the device is reset. */
+static BalloonTaken balloon_misc_unusable(BalloonMisc *m,
+                                          VirtQueueElement *elem,
+                                          const char *what)
+{
+    balloon_misc_warn(m, what);
+    m->state = BALLOON_MISC_UNUSABLE;
+    return balloon_misc_unpop(m, elem);
+}
+
+/* A buffer without records is there to be asked with. */
+static BalloonTaken balloon_misc_take_buffer(BalloonMisc *m,
+                                             VirtQueueElement *elem)
+{
+    static const char too_short[] = "the buffer is too short for a request";
+
     if (iov_size(elem->in_sg, elem->in_num) < REQUEST_LEN) {
-        balloon_misc_warn(m, "the buffer is too short for a request");
-        if (!m->usable) {
-            m->unusable = true;
-            goto give_back;
+        if (m->state == BALLOON_MISC_NEW) {
+            return balloon_misc_unusable(m, elem, too_short);
         }
-        virtqueue_push(m->vq, elem, 0);
-        virtio_notify(m->vdev, m->vq);
-        return true;
+        balloon_misc_warn(m, too_short);
+        virtqueue_push(m->queue.vq, elem, 0);
+        virtio_notify(m->worker.vdev, m->queue.vq);
+        return BALLOON_TAKEN_USED;
     }
-    m->usable = true;
-    m->late = false;
-    if (m->outstanding) {
+    if (balloon_misc_is_outstanding(m)) {
         /* It comes behind the answer, so whatever is missing of that... */
         balloon_misc_over(m, UNUSED_PAGES_ERROR);
     }
-    if (m->wanted) {
+    if (m->state == BALLOON_MISC_WANTED) {
         balloon_misc_send(m, elem);
-        return true;
+        return BALLOON_TAKEN_USED;
     }
-give_back:
-    virtqueue_unpop(m->vq, elem, 0);
-    return false;
+    m->state = BALLOON_MISC_READY;
+    return balloon_misc_unpop(m, elem);
 }
 
-static void balloon_misc_bad_record(BalloonMisc *m, const char *fault)
+static BalloonTaken balloon_misc_take(BalloonQueue *q, VirtQueueElement *elem)
 {
-    trace_virtio_balloon_misc_bad_record(fault);
-    m->stats.bad_records++;
-    balloon_records_warn(m->vdev, fault);
+    BalloonMisc *m = misc_of(q->vdev);
+
+    if (m->state == BALLOON_MISC_UNUSABLE) {
+        return balloon_misc_unpop(m, elem);
+    }
+    if (!elem->out_num) {
+        return balloon_misc_take_buffer(m, elem);
+    }
+    if (m->state == BALLOON_MISC_NEW) {
+        return balloon_misc_unusable(m, elem,
+                                     "its first buffer is not writable");
+    }
+    return balloon_records_take(q, elem);
 }
 
-static void balloon_misc_forget_message(BalloonMisc *m)
+static const BalloonFormat balloon_misc_format = {
+    .take = balloon_misc_take,
+    .done = balloon_records_done,
+    .step = balloon_records_step,
+    .end = balloon_records_end,
+};
+
+static bool balloon_misc_record(BalloonRecords *r,
+                                const struct virtio_balloon_bmap_hdr *hdr,
+                                bool *last)
 {
-    m->in_message = false;
-    m->final = 0;
-    balloon_records_drop(&m->records);
-}
+    BalloonMisc *m = misc_of(r->vdev);
+    uint64_t id = le64_to_cpu(hdr->req_id);
+    uint16_t cmd = le16_to_cpu(hdr->cmd);
+    uint16_t flag = le16_to_cpu(hdr->flag);
 
-static void balloon_misc_begin_message(BalloonMisc *m, VirtQueueElement *elem)
-{
-    BalloonRecords *r = &m->records;
-    size_t size = iov_size(elem->out_sg, elem->out_num);
-
-    if (!m->in_message) {
-        m->in_message = true;
-        m->stats.messages++;
-        m->stats.bytes += size;
-        r->size = size;
-        r->offset = 0;
-        if (size > VIRTIO_BALLOON_BMAP_MAX_MSG) {
-            balloon_misc_bad_record(m, "buffer is too long");
-            r->offset = size;
-        }
-    } else if (size != r->size) {
-        balloon_misc_bad_record(m, "buffer changes while it is read");
-        r->size = r->offset = size;
-    }
-}
-
-static void balloon_misc_next_record(BalloonMisc *m, VirtQueueElement *elem)
-{
-    BalloonRecords *r = &m->records;
-    struct balloon_bmap_hdr hdr;
-    const char *fault = balloon_records_next(r, elem, &hdr, FLAGS, true);
-    uint64_t id;
-    uint16_t cmd, flag;
-
-    if (!fault && le16_to_cpu(hdr.flag) == FLAGS) {
-        fault = "flag";
-    } else if (!fault && r->nr_bits &&
-               (le16_to_cpu(hdr.flag) & BALLOON_FLAG_ERROR)) {
-        fault = "bitmap of an error";
-    }
-    if (fault) {
-        r->nr_bits = 0;
-        balloon_misc_bad_record(m, fault);
-        return;
-    }
-
-    id = le64_to_cpu(hdr.req_id);
-    cmd = le16_to_cpu(hdr.cmd);
-    flag = le16_to_cpu(hdr.flag);
-    if (m->outstanding && id == m->last_id && cmd == m->request.cmd) {
+    if (balloon_misc_is_outstanding(m) && id == m->last_id &&
+        cmd == m->request.cmd) {
         m->final = flag;
-        if (!m->ended) {
+        *last = flag;
+        if (m->state == BALLOON_MISC_ASKED) {
             trace_virtio_balloon_misc_record(id, flag, r->start_pfn,
                                              r->page_shift,
-                                             r->nr_bits / BITS_PER_BYTE);
-            m->stats.records++;
-            return;
+                                             le64_to_cpu(hdr->bmap_len));
+            return true;
         }
     }
     trace_virtio_balloon_misc_stale_record(cmd, id);
-    m->stats.stale_records++;
-    r->nr_bits = 0;
+    m->stale_records++;
+    return false;
 }
 
-/* Applies the run up to where it changes what it lies in, or to the end. */
-static void balloon_misc_apply(BalloonMisc *m, BalloonSlice *s)
+static void balloon_misc_last(BalloonRecords *r)
 {
-    const BalloonMiscRequest *req = &m->request;
-    BalloonRecords *r = &m->records;
-    hwaddr start = r->run_start, len;
-    bool asked = start >= req->start && start < req->end;
+    BalloonMisc *m = misc_of(r->vdev);
 
-    s->work--;
-    balloon_slice_look_up(s, start);
-    len = MIN(r->run_end, s->end) - start;
+    balloon_misc_over(m, m->final == VIRTIO_BALLOON_BMAP_FLAG_ERROR ?
+                         UNUSED_PAGES_ERROR : UNUSED_PAGES_DONE);
+}
+
+/* Up to where it changes what it lies in */
+static hwaddr balloon_misc_run(BalloonRecords *r, BalloonSlice *s,
+                               hwaddr start, hwaddr len)
+{
+    BalloonMisc *m = misc_of(r->vdev);
+    const BalloonMiscRequest *req = &m->request;
+    bool asked = start >= req->start && start < req->end;
+    ram_addr_t offset;
+
     if (asked) {
         len = MIN(len, req->end - start);
     } else if (start < req->start) {
         len = MIN(len, req->start - start);
     }
-
     if (!asked || !balloon_slice_is_ram(s)) {
-        m->stats.skipped_runs++;
-    } else {
-        ram_addr_t offset = s->mr_offset + (start - s->start);
-
-        /* Not within what is a page anywhere */
-        len = MIN(len, QEMU_ALIGN_UP(offset + s->bytes, MiB) - offset);
-        s->bytes -= len;
-        trace_virtio_balloon_misc_run(start, len);
-        m->stats.reported_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
-        commands[req->cmd].run(m, s->mr->ram_block, offset, len);
+        r->skipped_runs++;
+        return len;
     }
-    r->run_start += len;
+
+    /* Not within what is a page anywhere */
+    offset = s->mr_offset + (start - s->start);
+    len = MIN(len, QEMU_ALIGN_UP(offset + s->bytes, MiB) - offset);
+    s->bytes -= len;
+    trace_virtio_balloon_misc_run(start, len);
+    m->reported_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
+    commands[req->cmd].run(m, s->mr->ram_block, offset, len);
+    return len;
 }
 
-/* Returns false if the slice was used up first. */
-static bool balloon_misc_drain(BalloonMisc *m, BalloonSlice *s)
-{
-    BalloonRecords *r = &m->records;
-    VirtQueueElement *elem = NULL;
-    bool progress = false;
-
-    while (!m->unusable) {
-        /* What costs little is done even at the end of the slice. */
-        if (elem && !r->run_complete) {
-            if (r->next_bit < r->nr_bits) {
-                m->stats.runs += balloon_records_next_bits(r);
-                continue;
-            }
-            if ((m->final || r->offset == r->size) &&
-                r->run_start != r->run_end) {
-                r->run_complete = true;
-                continue;
-            }
-            if (m->final) {
-                balloon_misc_over(m, m->final & BALLOON_FLAG_ERROR ?
-                                     UNUSED_PAGES_ERROR : UNUSED_PAGES_DONE);
-                m->final = 0;
-                continue;
-            }
-            if (r->offset == r->size) {
-                m->in_message = false;
-                virtqueue_push(m->vq, elem, 0);
-                virtio_notify(m->vdev, m->vq);
-                g_free(elem);
-                elem = NULL;
-                continue;
-            }
-        }
-
-        /* To take a message may use up the slice, but then not only that. */
-        if (balloon_slice_used_up(s) && (progress || !elem)) {
-            if (elem) {
-                virtqueue_unpop(m->vq, elem, 0);
-                g_free(elem);
-                return false;
-            }
-            return virtio_queue_empty(m->vq);
-        }
-        if (!elem) {
-            elem = virtqueue_pop(m->vq, sizeof(*elem));
-            if (!elem) {
-                return true;
-            }
-            s->work -= BALLOON_MESSAGE_WORK;
-            if (!elem->out_num) {
-                bool taken;
-
-                /* A driver may even have changed what was half read */
-                balloon_misc_forget_message(m);
-                taken = balloon_misc_take_buffer(m, elem);
-                g_free(elem);
-                elem = NULL;
-                if (!taken) {
-                    return true;
-                }
-            } else if (!m->usable && !m->outstanding) {
-                balloon_misc_warn(m, "its first buffer is not writable");
-                m->unusable = true;
-                virtqueue_unpop(m->vq, elem, 0);
-                g_free(elem);
-            } else {
-                balloon_misc_begin_message(m, elem);
-            }
-        } else if (r->run_complete) {
-            balloon_misc_apply(m, s);
-            r->run_complete = r->run_start != r->run_end;
-            progress = true;
-        } else {
-            s->work--;
-            balloon_misc_next_record(m, elem);
-            progress = true;
-        }
-    }
-    return true;
-}
-
-static void balloon_misc_run_slice(BalloonMisc *m)
-{
-    BalloonSlice s = {
-        .bytes = SLICE_BYTES,
-        .work = SLICE_WORK,
-        .deadline = get_clock() + BALLOON_SLICE_NS,
-    };
-
-    /* A stopped VM's buffers are polled when it runs again. */
-    if (!m->vdev->vm_running || m->vdev->broken ||
-        !balloon_misc_negotiated(m)) {
-        return;
-    }
-    if (!balloon_misc_drain(m, &s)) {
-        trace_virtio_balloon_misc_continue(s.bytes, s.work);
-        balloon_misc_schedule(m);
-    }
-    memory_region_unref(s.mr);
-}
-
-static void balloon_misc_bh(void *opaque)
-{
-    BalloonMisc *m = opaque;
-
-    m->bh_scheduled = false;
-    m->stats.bh_calls++;
-    balloon_misc_run_slice(m);
-}
+static const BalloonRecordsOps balloon_misc_ops = {
+    .answers = true,
+    .record = balloon_misc_record,
+    .last = balloon_misc_last,
+    .run = balloon_misc_run,
+};
 
 static void balloon_misc_handle(VirtIODevice *vdev, VirtQueue *vq)
 {
-    BalloonMisc *m = &VIRTIO_BALLOON(vdev)->misc;
+    BalloonMisc *m = misc_of(vdev);
 
-    /* Notifications must not add to the slices that the guest gets. */
-    if (!m->bh_scheduled) {
-        balloon_misc_run_slice(m);
+    if (!balloon_misc_negotiated(m)) {
+        return;
+    }
+    if (m->state == BALLOON_MISC_WANTED) {
+        /* Only the bottom half is guarded against reentrancy */
+        balloon_worker_schedule(&m->worker);
+    } else {
+        balloon_worker_kick(&m->worker);
     }
 }
 
@@ -435,41 +332,53 @@ static void balloon_misc_handle(VirtIODevice *vdev, VirtQueue *vq)
  * The device numbers the queues that it offers, a driver may number those that
  * it has: then the queue has two numbers, and is not to be used.
  */
-static bool balloon_misc_declined_queue(BalloonMisc *m)
+static bool balloon_misc_declined_queue(VirtIODevice *vdev)
 {
     const uint64_t queues = 1ull << VIRTIO_BALLOON_F_STATS_VQ |
                             1ull << VIRTIO_BALLOON_F_FREE_PAGE_HINT |
                             1ull << VIRTIO_BALLOON_F_REPORTING;
 
-    return m->vdev->host_features & ~m->vdev->guest_features & queues;
+    return vdev->host_features & ~vdev->guest_features & queues;
 }
 
 static bool balloon_misc_ready(BalloonMisc *m, Error **errp)
 {
-    if (!balloon_misc_negotiated(m) || m->vdev->broken) {
+    VirtIODevice *vdev = m->worker.vdev;
+
+    if (!balloon_misc_negotiated(m) || vdev->broken) {
         error_setg(errp, "The guest's driver has no misc queue");
-    } else if (balloon_misc_declined_queue(m)) {
+        return false;
+    }
+    if (balloon_misc_declined_queue(vdev)) {
         error_setg(errp, "The guest's driver has declined a queue before the "
                    "misc queue");
-    } else if (!m->vdev->vm_running) {
+        return false;
+    }
+    if (!vdev->vm_running) {
         error_setg(errp, "The VM is stopped");
-    } else if (m->unusable || !m->usable || m->late) {
+        return false;
+    }
+    switch (m->state) {
+    case BALLOON_MISC_READY:
+        return true;
+    case BALLOON_MISC_NEW:
+    case BALLOON_MISC_UNUSABLE:
+    case BALLOON_MISC_LATE:
         error_setg(errp, "The driver has not offered a buffer");
-    } else if (m->outstanding || m->wanted) {
+        return false;
+    default:
         /* Nobody is to wait for a driver that does not end its answers */
         error_setg(errp, "A request is outstanding");
-    } else {
-        return true;
+        return false;
     }
-    return false;
 }
 
-/* From the bottom half, which is guarded against reentrancy */
+/* The request is written in the bottom half */
 static void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req)
 {
-    m->next = *req;
-    m->wanted = true;
-    balloon_misc_schedule(m);
+    m->request = *req;
+    m->state = BALLOON_MISC_WANTED;
+    balloon_worker_schedule(&m->worker);
 }
 
 /* For migration */
@@ -484,7 +393,7 @@ static bool balloon_misc_provider_request(UnusedPagesProvider *p, hwaddr start,
 {
     BalloonMisc *m = container_of(p, BalloonMisc, provider);
     BalloonMiscRequest req = {
-        .cmd = BALLOON_GET_UNUSED_PAGES,
+        .cmd = VIRTIO_BALLOON_REQ_UNUSED_PAGES,
         .migration = true,
         .start = start,
         .end = start + length,
@@ -501,11 +410,12 @@ static void balloon_misc_provider_cancel(UnusedPagesProvider *p)
 {
     BalloonMisc *m = container_of(p, BalloonMisc, provider);
 
-    if (m->wanted && m->next.migration) {
-        m->wanted = false;
-        m->late = true;
+    if (!m->request.migration) {
+        return;
     }
-    if (m->request.migration) {
+    if (m->state == BALLOON_MISC_WANTED) {
+        m->state = BALLOON_MISC_LATE;
+    } else {
         balloon_misc_end_id(m);
     }
 }
@@ -514,14 +424,19 @@ static void balloon_misc_provider_cancel(UnusedPagesProvider *p)
 
 static bool balloon_misc_head_takes_request(BalloonMisc *m)
 {
-    VirtQueueElement *elem = virtqueue_pop(m->vq, sizeof(*elem));
+    VirtQueue *vq = m->queue.vq;
+    VirtQueueElement *elem;
     bool ret;
 
+    if (m->queue.elem) {
+        return false;
+    }
+    elem = virtqueue_pop(vq, sizeof(*elem));
     if (!elem) {
         return false;
     }
     ret = !elem->out_num && iov_size(elem->in_sg, elem->in_num) >= REQUEST_LEN;
-    virtqueue_unpop(m->vq, elem, 0);
+    virtqueue_unpop(vq, elem, 0);
     g_free(elem);
     return ret;
 }
@@ -544,13 +459,13 @@ static bool balloon_misc_get_ask(Object *obj, Error **errp)
 {
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
 
-    return m->outstanding || m->wanted;
+    return m->state == BALLOON_MISC_WANTED || balloon_misc_is_outstanding(m);
 }
 
 static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
 {
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
-    BalloonMiscRequest req = { .cmd = BALLOON_GET_UNUSED_PAGES };
+    BalloonMiscRequest req = { .cmd = VIRTIO_BALLOON_REQ_UNUSED_PAGES };
 
     if (!value || !balloon_misc_ready(m, errp)) {
         return;
@@ -571,86 +486,106 @@ static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
 
 static void balloon_misc_stop(BalloonMisc *m)
 {
-    if (!m->vq) {
-        return;
+    balloon_worker_stop(&m->worker);
+    if (m->state == BALLOON_MISC_WANTED) {
+        m->state = BALLOON_MISC_READY;
     }
-    qemu_bh_cancel(m->bh);
-    m->bh_scheduled = false;
-    m->wanted = false;
     balloon_misc_end_id(m);
     unused_pages_end(&m->provider, UNUSED_PAGES_DEAD);
-    /* The message is read again, from its start. */
-    balloon_misc_forget_message(m);
 }
 
-void balloon_misc_set_status(BalloonMisc *m, uint8_t status)
+void balloon_misc_set_status(VirtIODevice *vdev, uint8_t status)
 {
-    if (!m->vdev->vm_running || !(status & VIRTIO_CONFIG_S_DRIVER_OK)) {
+    BalloonMisc *m = misc_of(vdev);
+
+    if (!balloon_misc_offered(m)) {
+        return;
+    }
+    if (!vdev->vm_running || !(status & VIRTIO_CONFIG_S_DRIVER_OK)) {
         balloon_misc_stop(m);
     } else if (balloon_misc_negotiated(m)) {
         /* Buffers that were given back have had their notification. */
-        balloon_misc_schedule(m);
+        balloon_worker_schedule(&m->worker);
     }
 }
 
-void balloon_misc_reset(BalloonMisc *m)
+void balloon_misc_reset(VirtIODevice *vdev)
 {
-    balloon_misc_stop(m);
-    m->outstanding = false;
-    m->usable = m->unusable = m->late = false;
-}
+    BalloonMisc *m = misc_of(vdev);
 
-void balloon_misc_queue_reset(BalloonMisc *m, uint32_t index)
-{
-    if (m->vq && index == virtio_get_queue_index(m->vq)) {
-        balloon_misc_reset(m);
+    if (balloon_misc_offered(m)) {
+        balloon_misc_stop(m);
+        m->state = BALLOON_MISC_NEW;
     }
 }
 
-void balloon_misc_realize(BalloonMisc *m, VirtIODevice *vdev, uint16_t size)
+void balloon_misc_queue_reset(VirtIODevice *vdev, uint32_t index)
 {
-    m->vdev = vdev;
+    BalloonMisc *m = misc_of(vdev);
+
+    if (balloon_misc_offered(m) &&
+        index == virtio_get_queue_index(m->queue.vq)) {
+        balloon_misc_reset(vdev);
+    }
+}
+
+void balloon_misc_realize(VirtIODevice *vdev)
+{
+    BalloonMisc *m = misc_of(vdev);
+
     if (!virtio_has_feature(VIRTIO_BALLOON(vdev)->host_features,
                             VIRTIO_BALLOON_F_MISC_VQ)) {
         return;
     }
-    m->vq = virtio_add_queue(vdev, size, balloon_misc_handle);
-    m->bh = virtio_bh_new_guarded(DEVICE(vdev), balloon_misc_bh, m);
-    m->records.bitmap = g_malloc(VIRTIO_BALLOON_BMAP_MAX_LEN);
+    m->queue.vq = virtio_add_queue(vdev, 128, balloon_misc_handle);
+    virtio_queue_set_max_num(vdev, virtio_get_queue_index(m->queue.vq),
+                             VIRTIO_BALLOON(vdev)->queue_size);
+    m->queue.format = &balloon_misc_format;
+    balloon_worker_realize(&m->worker, vdev, &m->queue, 1, SLICE_BYTES,
+                           SLICE_WORK);
+    balloon_records_init(&m->records, &m->queue, &balloon_misc_ops);
     m->provider.ready = balloon_misc_provider_ready;
     m->provider.request = balloon_misc_provider_request;
     m->provider.cancel = balloon_misc_provider_cancel;
     unused_pages_register(&m->provider);
 }
 
-void balloon_misc_unrealize(BalloonMisc *m)
+void balloon_misc_unrealize(VirtIODevice *vdev)
 {
-    if (!m->vq) {
+    BalloonMisc *m = misc_of(vdev);
+
+    if (!balloon_misc_offered(m)) {
         return;
     }
-    balloon_misc_reset(m);
+    balloon_misc_reset(vdev);
     unused_pages_unregister(&m->provider);
-    qemu_bh_delete(m->bh);
-    m->bh = NULL;
-    virtio_delete_queue(m->vq);
-    m->vq = NULL;
-    g_free(m->records.bitmap);
-    m->records.bitmap = NULL;
+    balloon_worker_unrealize(&m->worker);
+    balloon_records_free(&m->records);
+    virtio_delete_queue(m->queue.vq);
+    m->worker.vdev = NULL;
 }
 
 static bool balloon_misc_needed(void *opaque)
 {
-    VirtIOBalloon *s = opaque;
+    return balloon_misc_negotiated(misc_of(opaque));
+}
 
-    return balloon_misc_negotiated(&s->misc);
+static int balloon_misc_pre_save(void *opaque)
+{
+    BalloonMisc *m = misc_of(opaque);
+
+    m->outstanding = balloon_misc_is_outstanding(m);
+    return 0;
 }
 
 static int balloon_misc_post_load(void *opaque, int version_id)
 {
-    VirtIOBalloon *s = opaque;
+    BalloonMisc *m = misc_of(opaque);
 
     /* The answer to a request of the source is of no use here. */
-    s->misc.ended = s->misc.outstanding;
+    if (m->outstanding) {
+        m->state = BALLOON_MISC_ENDED;
+    }
     return 0;
 }
 
@@ -659,8 +594,9 @@ const VMStateDescription vmstate_virtio_balloon_misc = {
     .version_id = 1,
     .minimum_version_id = 1,
     .needed = balloon_misc_needed,
+    .pre_save = balloon_misc_pre_save,
     .post_load = balloon_misc_post_load,
-    .fields = (VMStateField[]) {
+    .fields = (const VMStateField[]) {
         VMSTATE_UINT64(misc.last_id, VirtIOBalloon),
         VMSTATE_BOOL(misc.outstanding, VirtIOBalloon),
         VMSTATE_END_OF_LIST()
@@ -670,53 +606,36 @@ const VMStateDescription vmstate_virtio_balloon_misc = {
 static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
                                    void *opaque, Error **errp)
 {
-    BalloonMisc *m = opaque;
-    BalloonMiscStats *s = &m->stats;
-    uint64_t timeouts = stat64_get(&m->provider.timeouts);
-    uint64_t unsent_pages = stat64_get(&m->provider.unsent_bytes) >>
-                            VIRTIO_BALLOON_PFN_SHIFT;
-    const struct {
-        const char *name;
-        uint64_t *value;
-    } all[] = {
-        { "requests", &s->requests },
-        { "answers", &s->answers },
-        { "errors", &s->errors },
-        { "timeouts", &timeouts },
-        { "ended", &s->ended },
-        { "messages", &s->messages },
-        { "bytes", &s->bytes },
-        { "records", &s->records },
-        { "bad-records", &s->bad_records },
-        { "stale-records", &s->stale_records },
-        { "runs", &s->runs },
-        { "skipped-runs", &s->skipped_runs },
-        { "reported-pages", &s->reported_pages },
-        { "unsent-pages", &unsent_pages },
-        { "answer-ns", &s->answer_ns },
-        { "longest-answer-ns", &s->longest_answer_ns },
-        { "last-id", &m->last_id },
-        { "bh-calls", &s->bh_calls },
+    BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
+    const BalloonCounter all[] = {
+        { "requests", m->requests },
+        { "answers", m->answers },
+        { "errors", m->errors },
+        { "timeouts", stat64_get(&m->provider.timeouts) },
+        { "ended", m->ended },
+        { "messages", m->queue.messages },
+        { "bytes", m->queue.bytes },
+        { "records", m->records.records },
+        { "bad-records", m->records.bad_records },
+        { "stale-records", m->stale_records },
+        { "runs", m->records.runs },
+        { "skipped-runs", m->records.skipped_runs },
+        { "reported-pages", m->reported_pages },
+        { "unsent-pages", stat64_get(&m->provider.unsent_bytes) >>
+                          VIRTIO_BALLOON_PFN_SHIFT },
+        { "answer-ns", m->answer_ns },
+        { "longest-answer-ns", m->longest_answer_ns },
+        { "last-id", m->last_id },
+        { "bh-calls", m->worker.bh_calls },
     };
-    bool ok;
-    int i;
 
-    if (!visit_start_struct(v, name, NULL, 0, errp)) {
-        return;
-    }
-    for (i = 0, ok = true; ok && i < ARRAY_SIZE(all); i++) {
-        ok = visit_type_uint64(v, all[i].name, all[i].value, errp);
-    }
-    if (ok) {
-        visit_check_struct(v, errp);
-    }
-    visit_end_struct(v, NULL);
+    balloon_visit_counters(v, name, all, ARRAY_SIZE(all), errp);
 }
 
-void balloon_misc_instance_init(BalloonMisc *m, Object *obj)
+void balloon_misc_instance_init(Object *obj)
 {
     object_property_add(obj, "misc-vq-stats", "misc queue statistics",
-                        balloon_misc_get_stats, NULL, NULL, m);
+                        balloon_misc_get_stats, NULL, NULL, NULL);
     object_property_add_bool(obj, "misc-vq-ask", balloon_misc_get_ask,
                              balloon_misc_set_ask);
     object_property_set_description(obj, "misc-vq-stats",

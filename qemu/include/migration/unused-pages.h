@@ -29,7 +29,7 @@ struct UnusedPagesProvider {
 
     /* Kept by the migration thread */
     Stat64 unsent_bytes;        /* that were dirty, and are not any more */
-    Stat64 timeouts;            /* waits of setup that took too long */
+    Stat64 timeouts;            /* waits that took too long */
 };
 
 typedef enum UnusedPagesEnd {
@@ -49,11 +49,19 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how);
 
 /* For the migration thread */
 
-/* Asks, and waits for the answer.  Called without any lock. */
-void unused_pages_setup(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
+/*
+ * Asks, and waits for the answer.  Called without any lock.  Returns whether
+ * there was somebody to ask, so that it may have taken its time.
+ */
+bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
 /* Applies what has come.  Called with bitmap_mutex, in an RCU section. */
 void unused_pages_iterate(uint64_t *dirty_pages);
 /* Whether pages were asked for since the last synchronisation */
 bool unused_pages_asked(void);
+
+/* Under the BQL: a synchronisation of the dirty log begins */
+void unused_pages_expire(void);
+/* Under the BQL, in whatever thread: migration is over */
+void unused_pages_cleanup(void);
 
 #endif

@@ -26,7 +26,7 @@
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-virtio.h"
-#include "qapi/qmp/qdict.h"
+#include "qobject/qdict.h"
 #include "exec/address-spaces.h"
 #include "hw/virtio/virtio-balloon.h"
 #include "hw/virtio/virtio-pci.h"
@@ -34,7 +34,7 @@
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
-#include "sysemu/runstate.h"
+#include "system/runstate.h"
 #include "fuzz.h"
 
 #define RAM_SIZE        (32 * MiB)
@@ -85,6 +85,25 @@ typedef struct Seg {
     bool write;
 } Seg;
 
+/* What the device has counted */
+typedef struct Counters {
+    uint64_t messages[2];       /* inflate and deflate, misc */
+    uint64_t bytes[2];
+    uint64_t records[2];
+    uint64_t bad[2];
+    uint64_t runs[2];
+    uint64_t inflated;
+    uint64_t deflated;
+    uint64_t partial;
+    uint64_t discards;
+    uint64_t discarded;
+    uint64_t reported;
+    uint64_t requests;
+    uint64_t answers;
+    uint64_t errors;
+    uint64_t ended;
+} Counters;
+
 typedef struct Pending {
     bool used;
     uint16_t n;                 /* descriptors */
@@ -118,7 +137,6 @@ static struct {
     VirtIOPCIProxy *proxy;
     VirtIODevice *vdev;
     VirtIOBalloon *s;
-    BalloonBitmap *b;
     BalloonMisc *m;
     unsigned int misc;          /* its queue, 0: none */
     unsigned int nr_queues;
@@ -142,8 +160,7 @@ static struct {
     unsigned int stripes;
     unsigned int numbers;       /* of pages */
     unsigned int last_record;
-    BalloonBitmapStats bitmap0;
-    BalloonMiscStats misc0;
+    Counters before;
     Expect sum[3];              /* inflate, deflate, misc */
     uint64_t asked;
 } f;
@@ -241,6 +258,8 @@ static void plug(int how)
     qdict_put_str(opts, "driver", "virtio-balloon-pci");
     qdict_put_str(opts, "addr", "5");
     qdict_put_str(opts, "disable-legacy", "on");
+    /* A notification is taken at once, not when the main loop comes to it */
+    qdict_put_str(opts, "ioeventfd", "off");
     qdict_put_str(opts, "packed", "on");
     qdict_put_str(opts, "page-bitmap", "on");
     qdict_put_str(opts, "misc-vq", "on");
@@ -254,9 +273,8 @@ static void plug(int how)
     f.proxy = VIRTIO_PCI(dev);
     f.vdev = virtio_bus_get_device(&f.proxy->bus);
     f.s = VIRTIO_BALLOON(f.vdev);
-    f.b = &f.s->bitmap;
     f.m = &f.s->misc;
-    f.misc = virtio_get_queue_index(f.m->vq);
+    f.misc = virtio_get_queue_index(f.m->queue.vq);
     f.nr_queues = f.misc + 1;
     object_unref(OBJECT(dev));
 
@@ -264,6 +282,49 @@ static void plug(int how)
     pci_default_write_config(&f.proxy->pci_dev, PCI_BASE_ADDRESS_4 + 4, 0, 4);
     PCI_DEVICE(dev)->config_write(PCI_DEVICE(dev), PCI_COMMAND,
                                   PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+}
+
+static bool outstanding(void)
+{
+    return f.m->state == BALLOON_MISC_ASKED || f.m->state == BALLOON_MISC_ENDED;
+}
+
+/* Nothing is done between two slices of work */
+static bool at_rest(void)
+{
+    return !f.s->queue[0].elem && !f.s->queue[1].elem && !f.m->queue.elem;
+}
+
+static bool scheduled(void)
+{
+    return f.s->worker.scheduled || f.m->worker.scheduled;
+}
+
+static Counters count(void)
+{
+    const BalloonQueue *q = f.s->queue;
+    const BalloonInflate *b = &f.s->inflate;
+    const BalloonRecords *r = b->records;
+    const BalloonMisc *m = f.m;
+
+    return (Counters) {
+        .messages = { q[0].messages + q[1].messages, m->queue.messages },
+        .bytes = { q[0].bytes + q[1].bytes, m->queue.bytes },
+        .records = { r[0].records + r[1].records,
+                     m->records.records + m->stale_records },
+        .bad = { r[0].bad_records + r[1].bad_records, m->records.bad_records },
+        .runs = { r[0].runs + r[1].runs, m->records.runs },
+        .inflated = b->inflated_pages,
+        .deflated = b->deflated_pages,
+        .partial = b->partial_bytes,
+        .discards = f.s->discards,
+        .discarded = f.s->discarded_bytes,
+        .reported = m->reported_pages,
+        .requests = m->requests,
+        .answers = m->answers,
+        .errors = m->errors,
+        .ended = m->ended,
+    };
 }
 
 /* The rings */
@@ -468,7 +529,7 @@ static void check_request(const Pending *p, uint32_t len)
         p->in_addr >= ARENA + SCRATCH + SCRATCH_SIZE || !f.sure[1]) {
         return;
     }
-    MUST(lduw_le_p(req) == BALLOON_GET_UNUSED_PAGES);
+    MUST(lduw_le_p(req) == VIRTIO_BALLOON_REQ_UNUSED_PAGES);
     MUST(ldq_le_p(req + 8) && ldq_le_p(req + 8) <= f.m->last_id);
     MUST(!lduw_le_p(req + 2) && !ldl_le_p(req + 4));
     MUST(lduw_le_p(req + 32) == VIRTIO_BALLOON_PFN_SHIFT);
@@ -569,7 +630,7 @@ static void poll(unsigned int slices)
 
     for (i = 0; i < slices; i++) {
         aio_poll(ctx, false);
-        if (!f.b->bh_scheduled && !f.m->bh_scheduled) {
+        if (!scheduled()) {
             break;
         }
     }
@@ -623,7 +684,7 @@ static void read_message(const uint8_t *buf, size_t size, bool misc, Expect *e)
         }
         bad = shift < 12 || shift > 30 || lduw_le_p(h + 6) || start & 63;
         if (misc) {
-            bad |= flag > 2 || (flag & BALLOON_FLAG_ERROR && len);
+            bad |= flag > 2 || (flag & VIRTIO_BALLOON_BMAP_FLAG_ERROR && len);
         } else {
             bad |= lduw_le_p(h) || flag || ldq_le_p(h + 8);
         }
@@ -693,8 +754,8 @@ static void expect(const Seg *segs, unsigned int n, bool misc, Expect *e)
 static void forget(void)
 {
     /* Messages that were half read will have been counted */
-    f.sure[0] &= !f.b->queue[0].elem && !f.b->queue[1].elem;
-    f.sure[1] &= !f.m->in_message;
+    f.sure[0] &= !f.s->queue[0].elem && !f.s->queue[1].elem;
+    f.sure[1] &= !f.m->queue.elem;
     reap_all();
 }
 
@@ -702,9 +763,8 @@ static void reset(void)
 {
     forget();
     common(VIRTIO_PCI_COMMON_STATUS, 0, 1);
-    MUST(!f.b->queue[0].elem && !f.b->queue[1].elem && !f.m->in_message);
-    MUST(!f.m->outstanding && !f.m->wanted);
-    MUST(!f.b->bh_scheduled && !f.m->bh_scheduled);
+    MUST(at_rest() && !scheduled());
+    MUST(f.m->state == BALLOON_MISC_NEW);
     f.live = f.wild = false;
     f.tables = 0;
 }
@@ -747,7 +807,7 @@ static void setup(uint8_t how, uint8_t without)
 static void pause_vm(bool pause)
 {
     /* Page numbers as drivers send them are done before the VM stops */
-    bool done = f.live && !f.wild && f.b->bh_scheduled &&
+    bool done = f.live && !f.wild && f.s->worker.scheduled &&
                 !has(VIRTIO_BALLOON_F_PAGE_BITMAP) && f.numbers < 2000 &&
                 f.ring[0].nr_pending + f.ring[1].nr_pending < 64;
 
@@ -761,7 +821,7 @@ static void pause_vm(bool pause)
     /* There is no CPU to be stopped */
     vm_state_notify(!pause, pause ? RUN_STATE_PAUSED : RUN_STATE_RUNNING);
     if (pause) {
-        MUST(!f.b->queue[0].elem && !f.b->queue[1].elem && !f.m->in_message);
+        MUST(at_rest());
     }
     reap_all();
     MUST(!pause || !done || f.wild || f.vdev->broken ||
@@ -843,7 +903,7 @@ static void append_record(bool answer)
         what = get8();
         flag = what & 3;
         id = f.m->last_id + (what >> 2 & 3 ? 0 : what >> 4) - (what >> 7);
-        if (flag & BALLOON_FLAG_ERROR && what & 4) {
+        if (flag & VIRTIO_BALLOON_BMAP_FLAG_ERROR && what & 4) {
             len = says = 0;
         }
     }
@@ -1192,52 +1252,50 @@ static void settle(void)
         kick(q);
     }
     poll(bounded ? MAX_SLICES + 1 : 64);
-    MUST(!bounded || f.vdev->broken ||
-         (!f.b->queue[0].elem && !f.b->queue[1].elem));
+    MUST(!bounded || f.vdev->broken || at_rest());
     if (f.vdev->broken) {
         poll(1);
-        MUST(!f.b->bh_scheduled);
+        MUST(!f.s->worker.scheduled);
     }
 }
 
 static void check_requests(void)
 {
-    BalloonMiscStats *s = &f.m->stats, *s0 = &f.misc0;
+    Counters now = count(), was = f.before;
 
     /* Each ends once */
-    MUST(s->requests - s0->requests ==
-         (s->answers - s0->answers) + (s->errors - s0->errors) +
-         (s->ended - s0->ended) + (f.m->outstanding && !f.m->ended));
+    MUST(now.requests - was.requests ==
+         (now.answers - was.answers) + (now.errors - was.errors) +
+         (now.ended - was.ended) + (f.m->state == BALLOON_MISC_ASKED));
 }
 
 static void check_counters(void)
 {
-    BalloonBitmapStats *b = &f.b->stats, *b0 = &f.bitmap0;
-    BalloonMiscStats *m = &f.m->stats, *m0 = &f.misc0;
-    uint64_t discarded = b->discarded_bytes - b0->discarded_bytes;
+    Counters now = count(), was = f.before;
+    uint64_t discarded = now.discarded - was.discarded;
+    const Expect *e = f.sum;
 
     check_requests();
     if (f.sure[0] && has(VIRTIO_BALLOON_F_PAGE_BITMAP)) {
-        MUST(b->messages - b0->messages ==
-             f.sum[0].messages + f.sum[1].messages);
-        MUST(b->bytes - b0->bytes == f.sum[0].bytes + f.sum[1].bytes);
-        MUST(b->records - b0->records == f.sum[0].records + f.sum[1].records);
-        MUST(b->bad_records - b0->bad_records == f.sum[0].bad + f.sum[1].bad);
-        MUST(b->runs - b0->runs == f.sum[0].runs + f.sum[1].runs);
-        MUST(b->inflated_pages - b0->inflated_pages == f.sum[0].pages);
-        MUST(b->deflated_pages - b0->deflated_pages == f.sum[1].pages);
-        MUST(b->partial_bytes == b0->partial_bytes);
-        MUST(discarded <= f.sum[0].pages << 12);
-        MUST(!discarded == (b->discards == b0->discards));
+        MUST(now.messages[0] - was.messages[0] ==
+             e[0].messages + e[1].messages);
+        MUST(now.bytes[0] - was.bytes[0] == e[0].bytes + e[1].bytes);
+        MUST(now.records[0] - was.records[0] == e[0].records + e[1].records);
+        MUST(now.bad[0] - was.bad[0] == e[0].bad + e[1].bad);
+        MUST(now.runs[0] - was.runs[0] == e[0].runs + e[1].runs);
+        MUST(now.inflated - was.inflated == e[0].pages);
+        MUST(now.deflated - was.deflated == e[1].pages);
+        MUST(now.partial == was.partial);
+        MUST(discarded <= e[0].pages << 12);
+        MUST(!discarded == (now.discards == was.discards));
     }
     if (f.sure[1]) {
-        MUST(m->messages - m0->messages == f.sum[2].messages);
-        MUST(m->bytes - m0->bytes == f.sum[2].bytes);
-        MUST(m->bad_records - m0->bad_records == f.sum[2].bad);
-        MUST(m->records - m0->records + m->stale_records - m0->stale_records ==
-             f.sum[2].records);
-        MUST(m->reported_pages - m0->reported_pages <= f.sum[2].pages);
-        MUST(m->requests - m0->requests == f.asked);
+        MUST(now.messages[1] - was.messages[1] == e[2].messages);
+        MUST(now.bytes[1] - was.bytes[1] == e[2].bytes);
+        MUST(now.bad[1] - was.bad[1] == e[2].bad);
+        MUST(now.records[1] - was.records[1] == e[2].records);
+        MUST(now.reported - was.reported <= e[2].pages);
+        MUST(now.requests - was.requests == f.asked);
     }
 }
 
@@ -1258,8 +1316,9 @@ static void check_idle(void)
 
         if (q == f.misc && carries_records(q) && r->nr_pending) {
             /* What waits for a request, and what lies behind it */
-            MUST(f.m->unusable || first_pending(r)->e.in_bytes >= 40);
-            MUST(f.m->unusable || !first_pending(r)->e.bytes);
+            MUST(f.m->state == BALLOON_MISC_UNUSABLE ||
+                 (first_pending(r)->e.in_bytes >= 40 &&
+                  !first_pending(r)->e.bytes));
         } else if (q < 2 || carries_records(q)) {
             MUST(!r->nr_pending);
         }
@@ -1301,33 +1360,36 @@ static void offer_good_request(void)
     poll(MAX_SLICES + 1);
 }
 
+static void check_good_bitmaps(void)
+{
+    uint8_t *page = f.ram + 16 * MiB;
+    Counters was = count();
+
+    memset(page + 4096 - 8, 0x5a, 4096 + 16);
+    good_record(0, 16 * MiB, 0);
+    MUST(count().discards == was.discards + 1);
+    MUST(page[4095] == 0x5a && page[8192] == 0x5a);
+    MUST(!page[4096] && !page[8191]);
+    memset(page + 4096 - 8, 0, 4096 + 16);
+    good_record(1, 16 * MiB, 0);
+    MUST(count().deflated == was.deflated + 1);
+}
+
 /* The next good message on each queue works as if nothing had been */
 static void check_good(void)
 {
-    uint8_t *page = f.ram + 16 * MiB;
-    BalloonBitmapStats *b = &f.b->stats;
-    BalloonMiscStats *m = &f.m->stats;
-    uint64_t before, reported;
+    Counters was = count();
     int i;
 
     if (has(VIRTIO_BALLOON_F_PAGE_BITMAP)) {
-        memset(page + 4096 - 8, 0x5a, 4096 + 16);
-        before = b->discards;
-        good_record(0, 16 * MiB, 0);
-        MUST(b->discards == before + 1);
-        MUST(page[4095] == 0x5a && page[8192] == 0x5a);
-        MUST(!page[4096] && !page[8191]);
-        memset(page + 4096 - 8, 0, 4096 + 16);
-        before = b->deflated_pages;
-        good_record(1, 16 * MiB, 0);
-        MUST(b->deflated_pages == before + 1);
+        check_good_bitmaps();
     }
     if (!may_be_asked()) {
-        before = m->requests;
         offer_good_request();
         ask();
         poll(MAX_SLICES + 1);
-        MUST(m->requests == before && !f.m->wanted);
+        MUST(count().requests == was.requests);
+        MUST(f.m->state != BALLOON_MISC_WANTED);
         return;
     }
     /* Drop what lies behind buffers that wait to be asked with */
@@ -1339,20 +1401,20 @@ static void check_good(void)
     offer_good_request();
     if (!f.ring[f.misc].nr_pending) {
         /* Something was wanted before */
-        MUST(f.m->outstanding);
+        MUST(outstanding());
         offer_good_request();
     }
-    MUST(!f.m->outstanding && f.ring[f.misc].nr_pending == 1);
-    before = m->requests;
+    MUST(!outstanding() && f.ring[f.misc].nr_pending == 1);
+    was = count();
     ask();
     poll(MAX_SLICES + 1);
-    MUST(m->requests == before + 1 && f.m->outstanding && !f.m->ended);
+    MUST(count().requests == was.requests + 1);
+    MUST(f.m->state == BALLOON_MISC_ASKED);
     MUST(!f.ring[f.misc].nr_pending);
-    before = m->answers;
-    reported = m->reported_pages;
-    good_record(f.misc, 16 * MiB, BALLOON_FLAG_DONE);
-    MUST(m->answers == before + 1 && m->reported_pages == reported + 1);
-    MUST(!f.m->outstanding);
+    good_record(f.misc, 16 * MiB, VIRTIO_BALLOON_BMAP_FLAG_DONE);
+    MUST(count().answers == was.answers + 1);
+    MUST(count().reported == was.reported + 1);
+    MUST(!outstanding());
 }
 
 static void fuzz(QTestState *qts, const unsigned char *data, size_t size)
@@ -1375,11 +1437,10 @@ static void fuzz(QTestState *qts, const unsigned char *data, size_t size)
     f.asked = 0;
     f.sure[0] = f.sure[1] = true;
     memset(f.sum, 0, sizeof(f.sum));
-    f.bitmap0 = f.b->stats;
-    f.misc0 = f.m->stats;
+    f.before = count();
     /* One warning in a while says enough */
-    f.b->warned = f.m->warned = how & 0xfc;
-    f.b->turn = 0;
+    f.s->records_warned = f.m->warned = how & 0xfc;
+    f.s->worker.turn = 0;
     first = get8();
     setup(first, get8());
 
@@ -1397,7 +1458,8 @@ static void fuzz(QTestState *qts, const unsigned char *data, size_t size)
     /* Behind all that, there is always room for a good message */
     memset(f.arena + SCRATCH, 0, f.scratch);
     f.scratch = 0;
-    if (!f.live || f.wild || f.m->unusable || f.vdev->broken) {
+    if (!f.live || f.wild || f.m->state == BALLOON_MISC_UNUSABLE ||
+        f.vdev->broken) {
         setup(first, 0xff);
     }
     check_good();

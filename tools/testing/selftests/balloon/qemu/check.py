@@ -2,39 +2,78 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of the balloon that need a whole guest, driven from the host.
 
-Results are TAP. Logs of each test are in a folder of its own under
-<build>/lab/check, which a failing test names.
+Results are TAP, in the order in which tests end: several run at a time. Logs of each
+test are in a folder of its own under <build>/lab/check, which a failing test names.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import fnmatch
+import multiprocessing
+import os
+import random
+import re
 import shutil
 import signal
 import sys
 import time
 import traceback
-from typing import Any, Iterator, List
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import balloon_tests  # noqa: F401 pylint: disable=unused-import
 import lab
 import matrix_tests
+import migration_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests
 from harness import TESTS, Failure, Run, Test
-from lab import Skip
+from lab import GIB, Skip
 
 # Long for any test, since what it waits for has limits of its own.
 TEST_SECONDS = 2700 + soak_tests.SECONDS
+# What a test takes of the host's memory at most: the guests of a migration, of 1 GiB each,
+# or one of 32 GiB that hardly touches its memory.
+TEST_MEMORY = 4 * GIB
+# Those that take longest begin first, or the others would have to wait for them.
+LONG: Sequence[str] = ("*kunit_faults", "no_memory", "kasan_kunit", "soak", "matrix", "debug",
+                       "compaction")
+# These wait more than they work: another one runs beside them.
+IDLE: Sequence[str] = ("kunit",)
+# What these are judged by depends on how fast their guest is.
+ALONE: Sequence[str] = ("compaction_waits",)
 
 
-def chosen(patterns: List[str]) -> Iterator[Test]:
-    """Tests whose names match one of the patterns, or start with it."""
-    for one in TESTS:
-        if not patterns or any(fnmatch.fnmatch(one.name, p) or
-                               fnmatch.fnmatch(one.name, p + "_*") for p in patterns):
-            yield one
+class Result(NamedTuple):
+    """How a test ended, told from its process to this one."""
+
+    word: str = "failed"    # or passed, or skipped
+    reason: str = ""
+    found: Dict[str, str] = {}                  # lab.FOUND
+    working: Dict[Tuple[str, str], int] = {}    # matrix_tests.WORKING
+
+
+class Running(NamedTuple):
+    """A test that runs, in a process group of its own."""
+
+    test: Test
+    process: Any
+    receiver: Any
+    begin: float
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a test's name matches one of the patterns, or starts with it."""
+    return any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, p + "_*") for p in patterns)
+
+
+def chosen(patterns: List[str]) -> List[Test]:
+    """Tests that match one of the patterns, or all."""
+    return [one for one in TESTS if not patterns or matches(one.name, patterns)]
 
 
 def overdue(_signal: int, _frame: Any) -> None:
@@ -42,8 +81,152 @@ def overdue(_signal: int, _frame: Any) -> None:
     raise Failure("not done in time")
 
 
-def main() -> int:
-    """Run the tests, print TAP."""
+def terminated(_signal: int, _frame: Any) -> None:
+    """End, and all that was started with it."""
+    sys.exit(1)
+
+
+def logs(test: Test) -> Path:
+    """The folder of a test's logs."""
+    return Run(test.name).logs
+
+
+def perform(test: Test, sender: Any) -> None:
+    """Run a test in this process, which is its own."""
+    os.setsid()
+    # Ended by a signal, it ends at once: what it started is in its group.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, overdue)
+    signal.alarm(TEST_SECONDS)
+    random.seed()
+    run = Run(test.name)
+    output = os.open(run.logs / "output", os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        test.function(run)
+        result = Result("passed")
+    except Skip as reason:
+        result = Result("skipped", str(reason))
+    except Exception as error:  # pylint: disable=broad-except
+        signal.alarm(0)
+        (run.logs / "traceback").write_text(traceback.format_exc(), "utf-8")
+        # No more than a pipe takes
+        result = Result("failed", str(error)[:30000])
+    signal.alarm(0)
+    sender.send(result._replace(found=lab.FOUND, working=matrix_tests.WORKING))
+
+
+def start(test: Test) -> Running:
+    """Start a test."""
+    shutil.rmtree(logs(test), ignore_errors=True)
+    logs(test).mkdir(parents=True)
+    (logs(test) / "output").touch()
+    # By fork: it has what was found out before.
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=perform, args=(test, sender))
+    process.start()
+    sender.close()
+    return Running(test, process, receiver, time.monotonic())
+
+
+def stop(one: Running) -> None:
+    """End all processes of a test."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    # It may not have come to make a group.
+    one.process.kill()
+    one.process.join()
+
+
+def finish(one: Running) -> Result:
+    """The result of a test that has ended, or is to."""
+    result = Result(reason="its process ended without a result")
+    with contextlib.suppress(EOFError):
+        if one.receiver.poll():
+            result = one.receiver.recv()
+    stop(one)
+    lab.FOUND.update(result.found)
+    matrix_tests.WORKING.update(result.working)
+    return result
+
+
+def shared(path: Optional[str]) -> bool:
+    """Whether somebody has locked a file."""
+    if not path:
+        return False
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+class Pool:
+    """Runs tests, several at a time."""
+
+    def __init__(self, tests: Sequence[Test], jobs: int, beside: Optional[str]):
+        last = len(LONG)
+        rank = {one.name: next((n for n, p in enumerate(LONG) if matches(one.name, [p])), last)
+                for one in tests}
+        # Those that run alone last, when nothing else is left that could run beside them.
+        self.waiting = sorted(tests, key=lambda one: (matches(one.name, ALONE), rank[one.name]))
+        self.running: List[Running] = []
+        self.jobs, self.beside = jobs, beside
+
+    def may_start(self, test: Test) -> bool:
+        """Whether there is room for a test."""
+        others = [one.test.name for one in self.running]
+        busy = shared(self.beside)
+        if matches(test.name, ALONE):
+            return not others and not busy
+        if any(matches(name, ALONE) for name in others):
+            return False
+        working = sum(not matches(name, IDLE) for name in others)
+        return working < max(self.jobs - busy, 1)
+
+    def results(self) -> Iterator[Tuple[Running, Result]]:
+        """Run all; each test and its result as it ends."""
+        try:
+            while self.waiting or self.running:
+                while self.waiting and self.may_start(self.waiting[0]):
+                    self.running.append(start(self.waiting.pop(0)))
+                ready = connection.wait([one.process.sentinel for one in self.running], 1)
+                for one in list(self.running):
+                    late = time.monotonic() - one.begin > TEST_SECONDS + 60
+                    if late or one.process.sentinel in ready:
+                        result = finish(one)
+                        self.running.remove(one)
+                        yield one, result
+        finally:
+            for one in self.running:
+                stop(one)
+
+
+def spare_jobs() -> int:
+    """How many tests to run at a time: JOBS, if there are CPUs and memory for so many."""
+    text = Path("/proc/meminfo").read_text("ascii")
+    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    memory = int(match[1]) << 10 if match else TEST_MEMORY
+    cpus = len(os.sched_getaffinity(0))
+    return max(1, min(cpus, int(os.environ.get("JOBS") or cpus), memory // TEST_MEMORY))
+
+
+def report(one: Running, result: Result, number: int, seconds: float) -> None:
+    """Print what a test said, then its result."""
+    said = (logs(one.test) / "output").read_text("utf-8", "replace")
+    if result.word == "failed":
+        said += f"\n{result.reason}\nlogs: {logs(one.test)}"
+    lines = [line if line.startswith("#") else f"# {line}" for line in said.splitlines() if line]
+    word = "not ok" if result.word == "failed" else "ok"
+    more = f" # SKIP {result.reason}" if result.word == "skipped" else f" # {seconds:.1f} s"
+    print("\n".join([*lines, f"{word} {number} {one.test.name}{more}"]))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="names and descriptions only")
     parser.add_argument("--pfn", action="store_true",
@@ -51,44 +234,44 @@ def main() -> int:
     parser.add_argument("--kernel", default="guest", metavar="NAME",
                         help="the same tests with another guest of scripts/build.sh: guest-debug, "
                         "guest-kcsan, " + ", ".join(lab.ARCHS))
+    parser.add_argument("--jobs", type=int, metavar="N", default=spare_jobs(),
+                        help="tests at a time; by default JOBS, or as many as CPUs, if they "
+                        "have the memory")
+    parser.add_argument("--beside", metavar="FILE", help="one test less as long as it is locked")
     parser.add_argument("pattern", nargs="*", help="which tests, all by default")
     args = parser.parse_args()
-    tests = list(chosen(args.pattern))
+    if not chosen(args.pattern):
+        parser.error("no test has such a name")
+    return args
+
+
+def main() -> int:
+    """Run the tests, print TAP."""
+    args = arguments()
+    tests = chosen(args.pattern)
     if args.list:
         for one in tests:
             print(f"{one.name:32} {one.text}")
         return 0
-    if not tests:
-        parser.error("no test has such a name")
 
     Run.bitmap, Run.kernel = not args.pfn, args.kernel
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    signal.signal(signal.SIGALRM, overdue)
+    signal.signal(signal.SIGTERM, terminated)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore
-    print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator(args.kernel)}")
-    for number, one in enumerate(tests, 1):
-        run = Run(one.name)
-        shutil.rmtree(run.logs, ignore_errors=True)
-        run.logs.mkdir(parents=True)
-        begin, directive = time.monotonic(), ""
-        result, word = "passed", "ok"
-        signal.alarm(TEST_SECONDS)
-        try:
-            one.function(run)
-        except Skip as reason:
-            result, directive = "skipped", f" # SKIP {reason}"
-        except Exception as error:  # pylint: disable=broad-except
-            signal.alarm(0)
-            result, word = "failed", "not ok"
-            (run.logs / "traceback").write_text(traceback.format_exc(), "utf-8")
-            for line in f"{error}\nlogs: {run.logs}".splitlines():
-                print(f"# {line}")
-        signal.alarm(0)
-        counts[result] += 1
-        print(f"{word} {number} {one.name}{directive}")
-        print(f"# {time.monotonic() - begin:.1f} s")
+    print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator(args.kernel)}, "
+          f"{args.jobs} at a time")
+    # What all of them need
+    lab.program(args.kernel, "qemu")
+    lab.initramfs(args.kernel)
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    times: Dict[str, float] = {}
+    for running, result in Pool(tests, args.jobs, args.beside).results():
+        counts[result.word] += 1
+        times[running.test.name] = time.monotonic() - running.begin
+        report(running, result, sum(counts.values()), times[running.test.name])
     for line in matrix_tests.table():
         print(f"# {line}")
+    slowest = sorted(times, key=times.__getitem__, reverse=True)[:10]
+    print("# slowest: " + ", ".join(f"{name} {times[name]:.0f} s" for name in slowest))
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
     print(f"{counts['passed']} passed, {counts['failed']} failed{skipped}")
     return 1 if counts["failed"] else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from lab import (ARCHS, BUILD, GIB, MIB, X86, Guest, LabError, Skip, arch, artifact, has_property,
-                 overhead, program)
+                 locked, overhead, program)
 
 PAGE_POISON_BIT, BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 4, 22, 23, 32, 34
 # Memory that changes as fast as a guest can change it must still converge.
@@ -147,17 +147,26 @@ def huge_pages(run: Run, size: int, guests: int = 1) -> Iterator[None]:
     """Have the host reserve huge pages for guests of this size, or skip."""
     need = guests * (size + overhead(run.kernel, size)) // (2 * MIB)
     pool = Path("/proc/sys/vm/nr_hugepages")
+
+    def reserve(pages: int) -> bool:
+        # Others may do the same meanwhile.
+        with locked(pool):
+            had = int(pool.read_text("ascii"))
+            pool.write_text(str(had + pages), "ascii")
+            enough = int(pool.read_text("ascii")) >= had + pages
+            if not enough:
+                pool.write_text(str(had), "ascii")
+            return enough
+
     try:
-        had = int(pool.read_text("ascii"))
-        pool.write_text(str(had + need), "ascii")
+        if not reserve(need):
+            raise Skip(f"the host has no {need} free huge pages of 2 MiB")
     except OSError as error:
         raise Skip(f"huge pages cannot be reserved: {error.strerror}") from None
     try:
-        if int(pool.read_text("ascii")) < had + need:
-            raise Skip(f"the host has no {need} free huge pages of 2 MiB")
         yield
     finally:
-        pool.write_text(str(had), "ascii")
+        reserve(-need)
 
 
 @contextlib.contextmanager

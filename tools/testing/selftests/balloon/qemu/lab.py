@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import fcntl
 import functools
 import itertools
 import logging
@@ -24,7 +26,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence,
+                    Union)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[4]
@@ -140,18 +143,31 @@ def rose(before: Mapping[str, int], after: Mapping[str, int]) -> Dict[str, int]:
     return {k: v - (0 if k in ABSOLUTE else before[k]) for k, v in after.items()}
 
 
-@functools.lru_cache(maxsize=None)
+@contextlib.contextmanager
+def locked(path: Union[str, Path]) -> Iterator[None]:
+    """Do not at the same time what other processes do with the same path."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# What artifact() has found so far
+FOUND: Dict[str, str] = {}
+
+
 def artifact(name: str) -> Path:
     """The directory of a built kernel or QEMU."""
-    variable = "BALLOON_LAB_" + name.upper().replace("-", "_")
-    path = os.environ.get(variable)
+    path = os.environ.get("BALLOON_LAB_" + name.upper().replace("-", "_")) or FOUND.get(name)
     if not path:
         script = ROOT / "scripts" / "build.sh"
-        done = subprocess.run([script, name], stdout=subprocess.PIPE,
-                              text=True, check=False)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        # What it builds it builds in the same trees.
+        with locked(BUILD / "build.lock"):
+            done = subprocess.run([script, name], stdout=subprocess.PIPE,
+                                  text=True, check=False)
         if done.returncode:
             raise LabError(f"{script} {name} failed, status {done.returncode}")
-        path = done.stdout.strip().splitlines()[-1]
+        path = FOUND[name] = done.stdout.strip().splitlines()[-1]
     return Path(path)
 
 
@@ -185,8 +201,10 @@ def has_property(qemu: str, prop: str, kernel: str = "guest") -> bool:
 @functools.lru_cache(maxsize=None)
 def _tools(compiler: str) -> Path:
     out = BUILD / f"tools-{compiler}"
-    subprocess.run(["make", "-s", "-C", HERE.parent, f"OUTPUT={out}", f"CC={compiler}"],
-                   check=True, stdout=sys.stderr)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with locked(f"{out}.lock"):
+        subprocess.run(["make", "-s", "-C", HERE.parent, f"OUTPUT={out}", f"CC={compiler}"],
+                       check=True, stdout=sys.stderr)
     return out
 
 
@@ -246,7 +264,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
               prealloc: bool = False, reserve: bool = True, machine: str = "",
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
               hotplug: bool = False, incoming: bool = False,
-              objects: Sequence[str] = (), cpus: int = 2) -> List[str]:
+              objects: Sequence[str] = (), devices: Sequence[str] = (),
+              cpus: int = 2) -> List[str]:
     """QEMU's arguments for a guest, without console and agent."""
     # pylint: disable=too-many-arguments
     bus, accel = virtio_bus(kernel, machine), accelerator(kernel)
@@ -289,6 +308,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
     args += ["-device", ",".join(device)]
     for one in objects:
         args += ["-object", one]
+    for one in devices:
+        args += ["-device", one]
     if incoming:
         args += ["-incoming", "defer"]
     return args + shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))
@@ -486,7 +507,7 @@ class Guest:
         # pylint: disable=import-error, import-outside-toplevel
         from qemu.qmp import QMPError  # type: ignore
         try:
-            return self._vm.command(command, **args)
+            return self._vm.cmd(command, **args)
         except QMPError as error:
             raise LabError(f"{self.name}: {command}: {error}, see {self.qemu_log}") from error
 
@@ -639,12 +660,14 @@ class Guest:
     def migrate_to(self, target: Guest, capabilities: Sequence[str] = (),
                    parameters: Optional[Mapping[str, Any]] = None,
                    rounds: int = 1, during: Callable[[], None] = lambda: None,
-                   timeout: float = 120, poll: float = 0.005) -> Migration:
+                   timeout: float = 120, poll: float = 0.005,
+                   stopped: bool = False, tcp: bool = False) -> Migration:
         """Migrate live to a guest made with incoming=True.
 
         With rounds, hardly any downtime is allowed before so many syncs of the log.
+        With stopped, the guest does not run meanwhile, but goes on at the other end.
         """
-        uri = f"unix:{target._dir}/migrate"
+        uri = "tcp:127.0.0.1:0" if tcp else f"unix:{target._dir}/migrate"
         caps = [{"capability": c, "state": True} for c in capabilities]
         for end in (self, target):
             end.qmp("migrate-set-capabilities", capabilities=caps)
@@ -653,6 +676,11 @@ class Guest:
             self.qmp("migrate-set-parameters", **{"downtime-limit": 1})
         misc, rss, target_rss = self.stats("misc-vq"), self.rss(), target.rss()
         target.qmp("migrate-incoming", uri=uri)
+        if tcp:
+            address = target.qmp("query-migrate")["socket-address"][0]
+            uri = f"tcp:{address['host']}:{address['port']}"
+        if stopped:
+            self.qmp("stop")
         self.qmp("migrate", uri=uri)
         deadline = self.deadline(timeout)
         while True:
@@ -669,6 +697,9 @@ class Guest:
                 self.qmp("migrate-set-parameters", **{"downtime-limit": 2000})
             during()
             time.sleep(poll)
+        if stopped:
+            target.wait_status("paused")
+            target.qmp("cont")
         target.wait_status("running")
         return Migration(info, rose(misc, self.stats("misc-vq")),
                          self.rss() - rss, target.rss() - target_rss)

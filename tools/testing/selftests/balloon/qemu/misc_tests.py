@@ -280,6 +280,7 @@ def chain(run: Run, hops: int, load: str, during: Any = None, more: Any = None,
           **options: Any) -> List[Migration]:
     """Migrate a guest from host to host; what it checks must be right at the end."""
     more = {"balloon": MISC, **(more or {})}
+    options.setdefault("parameters", FAST)
     out: List[Migration] = []
     source = run.guest(**more)
     try:
@@ -288,7 +289,7 @@ def chain(run: Run, hops: int, load: str, during: Any = None, more: Any = None,
             target = run.guest(incoming=True, **more)
             try:
                 out.append(source.migrate_to(
-                    target, parameters=FAST, during=lambda: during and during(source), **options))
+                    target, during=lambda: during and during(source), **options))
             except BaseException:
                 target.close()
                 raise
@@ -359,8 +360,8 @@ def misc_migration_hint(run: Run) -> None:
 def late_log(run: Run) -> Dict[str, Any]:
     """What a guest whose dirty log is cleared late is made with."""
     if accelerator(run.kernel) == "kvm":
-        raise Skip("the object does nothing where the log is KVM's")
-    return {"objects": ["x-late-dirty-log,id=late"]}
+        raise Skip("the device does nothing where the log is KVM's")
+    return {"devices": ["x-late-dirty-log,id=late"]}
 
 
 @test
@@ -486,7 +487,7 @@ def misc_migration_mixed(run: Run) -> None:
     # A guest that did not negotiate it: from without to with it, back, and elsewhere.
     old: Dict[str, Any] = {"kernel": "guest-debian", "bitmap": False}
     hops: Tuple[Dict[str, Any], ...] = (
-        {}, {"balloon": MISC}, {}, {"balloon": MISC}, {"qemu": "qemu-debian"})
+        {}, {"balloon": MISC}, {}, {"balloon": MISC}, {"qemu": "qemu-stock"})
     source = run.guest(**old, **hops[0])
     try:
         job = source.start("balloon_mem churn 64M").wait_ready()

@@ -3,7 +3,7 @@
  *
  * With KVM's manual dirty log protection a page that is in the log stays
  * writable, and in the log, until its part of the log is cleared: a write
- * between the two leaves no trace of its own.  The object x-late-dirty-log
+ * between the two leaves no trace of its own.  The device x-late-dirty-log
  * gives TCG and qtest such a log, so that what relies on the order of
  * log_sync, log_clear and reading a page can be tested without KVM.
  *
@@ -21,22 +21,21 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bitmap.h"
-#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/ram_addr.h"
 #include "hw/core/cpu.h"
-#include "qom/object_interfaces.h"
-#include "sysemu/qtest.h"
-#include "sysemu/runstate.h"
-#include "sysemu/tcg.h"
+#include "hw/qdev-core.h"
+#include "system/qtest.h"
+#include "system/runstate.h"
+#include "system/tcg.h"
 
 #define TYPE_LATE_DIRTY_LOG "x-late-dirty-log"
 OBJECT_DECLARE_SIMPLE_TYPE(LateDirtyLog, LATE_DIRTY_LOG)
 
 struct LateDirtyLog {
-    Object parent_obj;
+    DeviceState parent_obj;
     MemoryListener listener;
     /*
      * By ram_addr, from log_global_start on: pages in the log.  Accessed from
@@ -135,7 +134,7 @@ static void wait_for_stores(void)
     if (!runstate_is_running()) {
         return;
     }
-    if (qemu_mutex_iothread_locked()) {
+    if (bql_locked()) {
         CPU_FOREACH(cpu) {
             run_on_cpu(cpu, do_nothing, RUN_ON_CPU_NULL);
         }
@@ -163,21 +162,21 @@ static void late_log_clear(MemoryListener *listener,
     }
     if (tcg_enabled()) {
         wait_for_stores();
-        cpu_physical_memory_rearm_dirty(
+        cpu_physical_memory_dirty_bits_cleared(
             memory_region_get_ram_addr(section->mr) +
             section->offset_within_region, int128_get64(section->size));
     }
 }
 
-static void late_log_global_start(MemoryListener *listener)
+static bool late_log_global_start(MemoryListener *listener, Error **errp)
 {
     LateDirtyLog *l = container_of(listener, LateDirtyLog, listener);
     RAMBlock *block;
     ram_addr_t end = 0;
 
     if (!tcg_enabled() && !qtest_enabled()) {
-        warn_report(TYPE_LATE_DIRTY_LOG " is for TCG and qtest only");
-        return;
+        error_setg(errp, TYPE_LATE_DIRTY_LOG " is for TCG and qtest only");
+        return false;
     }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(block) {
@@ -186,6 +185,7 @@ static void late_log_global_start(MemoryListener *listener)
     l->nr_pages = end >> TARGET_PAGE_BITS;
     l->log = bitmap_new(l->nr_pages);
     bitmap_set(l->log, 0, l->nr_pages);
+    return true;
 }
 
 static void late_log_global_stop(MemoryListener *listener)
@@ -196,9 +196,9 @@ static void late_log_global_stop(MemoryListener *listener)
     l->log = NULL;
 }
 
-static void late_dirty_log_complete(UserCreatable *uc, Error **errp)
+static void late_dirty_log_realize(DeviceState *dev, Error **errp)
 {
-    LateDirtyLog *l = LATE_DIRTY_LOG(uc);
+    LateDirtyLog *l = LATE_DIRTY_LOG(dev);
 
     if (global_dirty_tracking) {
         error_setg(errp, "Dirty pages are being logged already");
@@ -214,31 +214,29 @@ static void late_dirty_log_complete(UserCreatable *uc, Error **errp)
     memory_listener_register(&l->listener, &address_space_memory);
 }
 
-static void late_dirty_log_finalize(Object *obj)
+static void late_dirty_log_unrealize(DeviceState *dev)
 {
-    LateDirtyLog *l = LATE_DIRTY_LOG(obj);
+    LateDirtyLog *l = LATE_DIRTY_LOG(dev);
 
-    if (l->listener.name) {
-        memory_listener_unregister(&l->listener);
-    }
+    memory_listener_unregister(&l->listener);
     g_free(l->log);
 }
 
 static void late_dirty_log_class_init(ObjectClass *oc, void *data)
 {
-    USER_CREATABLE_CLASS(oc)->complete = late_dirty_log_complete;
+    DeviceClass *dc = DEVICE_CLASS(oc);
+
+    dc->desc = "Clears the dirty log as late as KVM may, for tests";
+    dc->realize = late_dirty_log_realize;
+    dc->unrealize = late_dirty_log_unrealize;
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
 }
 
 static const TypeInfo late_dirty_log_info = {
     .name = TYPE_LATE_DIRTY_LOG,
-    .parent = TYPE_OBJECT,
+    .parent = TYPE_DEVICE,
     .instance_size = sizeof(LateDirtyLog),
-    .instance_finalize = late_dirty_log_finalize,
     .class_init = late_dirty_log_class_init,
-    .interfaces = (InterfaceInfo[]) {
-        { TYPE_USER_CREATABLE },
-        { }
-    },
 };
 
 static void late_dirty_log_register(void)

@@ -1,0 +1,179 @@
+/*
+ * virtio-balloon: inflate and deflate by page bitmap
+ *
+ * With VIRTIO_BALLOON_F_PAGE_BITMAP the messages on the inflate and deflate
+ * queues are sequences of records, see struct virtio_balloon_bmap_hdr.
+ *
+ * A run of set bits becomes one discard (inflate) or one hint that it will be
+ * used (deflate), or several where it crosses memory sections.  Parts of a run
+ * that are not RAM are skipped.  A message that the VM was stopped in is taken
+ * again from its start; to discard twice is harmless.
+ *
+ * Everything here runs under the BQL.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qemu/madvise.h"
+#include "exec/ramblock.h"
+#include "hw/virtio/virtio-balloon.h"
+#include "trace.h"
+
+bool balloon_inflate_negotiated(VirtIODevice *vdev)
+{
+    return virtio_vdev_has_feature(vdev, VIRTIO_BALLOON_F_PAGE_BITMAP) &&
+           virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1);
+}
+
+static void balloon_inflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
+                            ram_addr_t end)
+{
+    size_t page_size = qemu_ram_pagesize(rb);
+    ram_addr_t first = QEMU_ALIGN_UP(start, page_size);
+    ram_addr_t last = QEMU_ALIGN_DOWN(end, page_size);
+
+    s->inflate.inflated_pages += (end - start) >> VIRTIO_BALLOON_PFN_SHIFT;
+    if (virtio_balloon_inhibited()) {
+        return;
+    }
+    if (first >= last) {
+        s->inflate.partial_bytes += end - start;
+        return;
+    }
+    s->inflate.partial_bytes += (first - start) + (end - last);
+    virtio_balloon_discard(s, rb, first, last - first);
+}
+
+static void balloon_deflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
+                            ram_addr_t end)
+{
+    size_t page_size = qemu_ram_pagesize(rb);
+
+    s->inflate.deflated_pages += (end - start) >> VIRTIO_BALLOON_PFN_SHIFT;
+    if (virtio_balloon_inhibited()) {
+        return;
+    }
+    start = QEMU_ALIGN_DOWN(start, page_size);
+    end = MIN(QEMU_ALIGN_UP(end, page_size), qemu_ram_get_max_length(rb));
+    if (qemu_madvise((uint8_t *)qemu_ram_get_host_addr(rb) + start,
+                     end - start, QEMU_MADV_WILLNEED)) {
+        warn_report_once("virtio-balloon: cannot MADV_WILLNEED deflated "
+                         "memory: %s", strerror(errno));
+    }
+}
+
+/* Up to the end of the memory section or of the slice */
+static hwaddr balloon_inflate_run(BalloonRecords *r, BalloonSlice *slice,
+                                  hwaddr start, hwaddr len)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(r->vdev);
+    ram_addr_t offset, stop;
+    RAMBlock *rb;
+
+    if (!balloon_slice_is_ram(slice)) {
+        trace_virtio_balloon_bad_addr(start);
+        r->skipped_runs++;
+        return len;
+    }
+    rb = slice->mr->ram_block;
+    offset = slice->mr_offset + (start - slice->start);
+    /* Cut between backing pages only: half of one cannot be discarded. */
+    stop = QEMU_ALIGN_UP(offset + slice->bytes, qemu_ram_pagesize(rb));
+    len = MIN(len, stop - offset);
+    slice->bytes -= len;
+    if (r == &s->inflate.records[0]) {
+        balloon_inflate(s, rb, offset, offset + len);
+    } else {
+        balloon_deflate(s, rb, offset, offset + len);
+    }
+    return len;
+}
+
+static bool balloon_inflate_record(BalloonRecords *r,
+                                   const struct virtio_balloon_bmap_hdr *hdr,
+                                   bool *last)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(r->vdev);
+
+    trace_virtio_balloon_inflate_record(r - s->inflate.records, r->start_pfn,
+                                        r->page_shift,
+                                        le64_to_cpu(hdr->bmap_len));
+    return true;
+}
+
+static const BalloonRecordsOps balloon_inflate_ops = {
+    .record = balloon_inflate_record,
+    .run = balloon_inflate_run,
+};
+
+const BalloonFormat balloon_inflate_format = {
+    .take = balloon_records_take,
+    .done = balloon_records_done,
+    .step = balloon_records_step,
+    .end = balloon_records_end,
+};
+
+void balloon_inflate_realize(VirtIODevice *vdev)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(vdev);
+    int i;
+
+    if (!virtio_has_feature(s->host_features, VIRTIO_BALLOON_F_PAGE_BITMAP)) {
+        return;
+    }
+    for (i = 0; i < ARRAY_SIZE(s->queue); i++) {
+        balloon_records_init(&s->inflate.records[i], &s->queue[i],
+                             &balloon_inflate_ops);
+    }
+}
+
+void balloon_inflate_unrealize(VirtIODevice *vdev)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(vdev);
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(s->inflate.records); i++) {
+        balloon_records_free(&s->inflate.records[i]);
+    }
+}
+
+static void balloon_inflate_get_stats(Object *obj, Visitor *v,
+                                      const char *name, void *opaque,
+                                      Error **errp)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(obj);
+    BalloonInflate *b = &s->inflate;
+    BalloonRecords *r = b->records;
+    const BalloonCounter all[] = {
+        /* Those of page numbers are in these... */
+        { "kicks", s->worker.kicks },
+        { "messages", s->queue[0].messages + s->queue[1].messages },
+        { "bytes", s->queue[0].bytes + s->queue[1].bytes },
+        { "discards", s->discards },
+        { "discarded-bytes", s->discarded_bytes },
+        { "kept-bytes", s->kept_bytes },
+        { "bh-calls", s->worker.bh_calls },
+        { "longest-hold-ns", s->worker.longest_hold_ns },
+        { "busy-ns", s->worker.busy_ns },
+        /* ...and these are of records. */
+        { "records", r[0].records + r[1].records },
+        { "bad-records", r[0].bad_records + r[1].bad_records },
+        { "runs", r[0].runs + r[1].runs },
+        { "skipped-runs", r[0].skipped_runs + r[1].skipped_runs },
+        { "inflated-pages", b->inflated_pages },
+        { "deflated-pages", b->deflated_pages },
+        { "partial-bytes", b->partial_bytes },
+    };
+
+    balloon_visit_counters(v, name, all, ARRAY_SIZE(all), errp);
+}
+
+void balloon_inflate_instance_init(Object *obj)
+{
+    object_property_add(obj, "page-bitmap-stats", "page bitmap statistics",
+                        balloon_inflate_get_stats, NULL, NULL, NULL);
+    object_property_set_description(obj, "page-bitmap-stats",
+        "What came of messages on the inflate and the deflate queue");
+}

@@ -1,0 +1,245 @@
+/*
+ * virtio-balloon: messages that are worked on in slices
+ *
+ * What a guest asks for with one notification may take long.  So work is done
+ * in slices.  A slice ends after a bounded amount of work, and the next one
+ * runs from a bottom half, so that no message keeps the BQL for long.
+ *
+ * What is known of an unfinished message stays in BalloonQueue.  When the VM
+ * stops the message goes back to the ring, to be taken again from its start:
+ * the guest was not told that it is done.  So there is nothing to migrate.
+ *
+ * Everything here runs under the BQL.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/iov.h"
+#include "qemu/timer.h"
+#include "exec/address-spaces.h"
+#include "hw/virtio/virtio-balloon-slice.h"
+#include "trace.h"
+
+/* A slice ends after this time, even if a slow host did little */
+#define SLICE_NS        (2 * SCALE_MS)
+/*
+ * To take a message costs as much as this many work items, however little is
+ * in it.  Runs (per memory section), records, good or bad, and page numbers
+ * are one each.
+ */
+#define MESSAGE_WORK    32
+
+void balloon_slice_look_up(BalloonSlice *s, hwaddr addr)
+{
+    MemoryRegionSection section;
+
+    if (addr >= s->start && addr < s->end) {
+        return;
+    }
+    memory_region_unref(s->mr);
+    /* The first section that is not wholly below addr */
+    section = memory_region_find(get_system_memory(), addr, UINT64_MAX - addr);
+    s->start = addr;
+    if (section.mr && section.offset_within_address_space == addr) {
+        s->mr = section.mr;
+        s->mr_offset = section.offset_within_region;
+        s->end = addr + int128_get64(section.size);
+        return;
+    }
+    s->mr = NULL;
+    s->end = section.mr ? section.offset_within_address_space : UINT64_MAX;
+    memory_region_unref(section.mr);
+}
+
+bool balloon_slice_is_ram(const BalloonSlice *s)
+{
+    return s->mr && memory_region_is_ram(s->mr) &&
+           !memory_region_is_rom(s->mr) && !memory_region_is_romd(s->mr);
+}
+
+static bool balloon_slice_used_up(const BalloonSlice *s)
+{
+    return s->work <= 0 || s->bytes <= 0 || get_clock() >= s->deadline;
+}
+
+static BalloonTaken balloon_queue_take(BalloonQueue *q)
+{
+    VirtQueueElement *elem = virtqueue_pop(q->vq, sizeof(*elem));
+    BalloonTaken taken;
+
+    if (!elem) {
+        return BALLOON_TAKEN_KEPT;
+    }
+    q->size = iov_size(elem->out_sg, elem->out_num);
+    q->offset = 0;
+    taken = q->format->take ? q->format->take(q, elem) : BALLOON_TAKEN_MESSAGE;
+    if (taken != BALLOON_TAKEN_MESSAGE) {
+        g_free(elem);
+        return taken;
+    }
+    q->elem = elem;
+    q->messages++;
+    q->bytes += q->size;
+    return taken;
+}
+
+static void balloon_queue_push(BalloonQueue *q)
+{
+    virtqueue_push(q->vq, q->elem, 0);
+    g_free(q->elem);
+    q->elem = NULL;
+    q->format->end(q);
+    virtio_notify(q->vdev, q->vq);
+}
+
+void balloon_queue_give_back(BalloonQueue *q)
+{
+    if (q->elem) {
+        virtqueue_unpop(q->vq, q->elem, 0);
+        g_free(q->elem);
+        q->elem = NULL;
+        q->format->end(q);
+    }
+}
+
+/* Returns false if the slice was used up first. */
+static bool balloon_queue_drain(BalloonQueue *q, BalloonSlice *s)
+{
+    for (;;) {
+        if (q->elem && q->format->done(q)) {
+            balloon_queue_push(q);
+            continue;
+        }
+        if (balloon_slice_used_up(s)) {
+            return !q->elem && virtio_queue_empty(q->vq);
+        }
+        if (q->elem) {
+            q->format->step(q, s);
+            continue;
+        }
+        if (balloon_queue_take(q) == BALLOON_TAKEN_KEPT) {
+            return true;
+        }
+        s->work -= MESSAGE_WORK;
+    }
+}
+
+/* Returns false if the slice was used up first. */
+static bool balloon_worker_slice(BalloonWorker *w, BalloonSlice *s)
+{
+    int64_t begin = get_clock();
+    unsigned int first = w->turn, i;
+    uint64_t held;
+    bool done = true;
+
+    /* The queue that did not get its turn begins the next slice. */
+    w->turn = (first + 1) % w->nr_queues;
+    for (i = 0; done && i < w->nr_queues; i++) {
+        done = balloon_queue_drain(&w->queue[(first + i) % w->nr_queues], s);
+    }
+    memory_region_unref(s->mr);
+
+    held = get_clock() - begin;
+    w->busy_ns += held;
+    w->longest_hold_ns = MAX(w->longest_hold_ns, held);
+    return done;
+}
+
+static void balloon_worker_run(BalloonWorker *w)
+{
+    BalloonSlice s = {
+        .bytes = w->slice_bytes,
+        .work = w->slice_work,
+        .deadline = get_clock() + SLICE_NS,
+    };
+
+    /* A stopped VM's buffers are polled when it runs again. */
+    if (!w->vdev->vm_running || w->vdev->broken) {
+        return;
+    }
+    if (!balloon_worker_slice(w, &s)) {
+        trace_virtio_balloon_slice(s.bytes, s.work);
+        balloon_worker_schedule(w);
+    }
+}
+
+static void balloon_worker_bh(void *opaque)
+{
+    BalloonWorker *w = opaque;
+
+    w->scheduled = false;
+    w->bh_calls++;
+    balloon_worker_run(w);
+}
+
+void balloon_worker_schedule(BalloonWorker *w)
+{
+    w->scheduled = true;
+    qemu_bh_schedule(w->bh);
+}
+
+void balloon_worker_kick(BalloonWorker *w)
+{
+    w->kicks++;
+    if (!w->vdev->vm_running) {
+        /* An eventfd that held it until the VM stops: set_status() follows */
+        balloon_worker_schedule(w);
+    } else if (!w->scheduled) {
+        /* Notifications must not add to the slices that the guest gets. */
+        balloon_worker_run(w);
+    }
+}
+
+void balloon_worker_finish(BalloonWorker *w, int work)
+{
+    BalloonSlice s = {
+        .bytes = INT64_MAX,
+        .work = work,
+        .deadline = INT64_MAX,
+    };
+
+    if (w->scheduled && !w->vdev->broken) {
+        balloon_worker_slice(w, &s);
+    }
+}
+
+void balloon_worker_stop(BalloonWorker *w)
+{
+    unsigned int i;
+
+    if (!w->bh) {
+        return;
+    }
+    qemu_bh_cancel(w->bh);
+    w->scheduled = false;
+    for (i = 0; i < w->nr_queues; i++) {
+        balloon_queue_give_back(&w->queue[i]);
+    }
+}
+
+void balloon_worker_realize(BalloonWorker *w, VirtIODevice *vdev,
+                            BalloonQueue *queue, unsigned int nr_queues,
+                            int64_t slice_bytes, int slice_work)
+{
+    unsigned int i;
+
+    w->vdev = vdev;
+    w->queue = queue;
+    w->nr_queues = nr_queues;
+    w->slice_bytes = slice_bytes;
+    w->slice_work = slice_work;
+    w->bh = virtio_bh_new_guarded(DEVICE(vdev), balloon_worker_bh, w);
+    for (i = 0; i < nr_queues; i++) {
+        queue[i].vdev = vdev;
+    }
+}
+
+void balloon_worker_unrealize(BalloonWorker *w)
+{
+    if (w->bh) {
+        balloon_worker_stop(w);
+        qemu_bh_delete(w->bh);
+        w->bh = NULL;
+    }
+}

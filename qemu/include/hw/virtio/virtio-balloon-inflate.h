@@ -1,0 +1,28 @@
+/*
+ * virtio-balloon: inflate and deflate by page bitmap
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_VIRTIO_BALLOON_INFLATE_H
+#define QEMU_VIRTIO_BALLOON_INFLATE_H
+
+#include "hw/virtio/virtio-balloon-records.h"
+
+/* The counters are since the device was created. */
+typedef struct BalloonInflate {
+    BalloonRecords records[2];  /* inflate, deflate: as the queues */
+    uint64_t inflated_pages;    /* of 4 KiB, in RAM */
+    uint64_t deflated_pages;
+    uint64_t partial_bytes;     /* inflated, less than a backing page each */
+} BalloonInflate;
+
+/* Of the inflate and the deflate queue, once this is negotiated */
+extern const BalloonFormat balloon_inflate_format;
+bool balloon_inflate_negotiated(VirtIODevice *vdev);
+
+void balloon_inflate_instance_init(Object *obj);
+void balloon_inflate_realize(VirtIODevice *vdev);
+void balloon_inflate_unrealize(VirtIODevice *vdev);
+
+#endif

@@ -1,0 +1,145 @@
+# shellcheck shell=bash disable=SC2154,SC2164 # variables and set -e are those of build.sh
+# SPDX-License-Identifier: GPL-2.0
+# How guests are built; read by build.sh. Each make_NAME fills the directory it is given.
+
+# configure SOURCE OBJECTS CONFIG...
+configure() {
+	local src=$1 obj=$2
+	shift 2
+	mkdir -p "$obj"
+	if ! cat "$@" | cmp -s - "$obj/.balloon-config"; then
+		make -C "$src" O="$obj" tinyconfig >"$obj.config.log" 2>&1
+		(cd "$src" && scripts/kconfig/merge_config.sh -m -O "$obj" "$obj/.config" "$@") \
+			>>"$obj.config.log" 2>&1
+		cat "$@" >"$obj/.balloon-config"
+	fi
+	make -C "$src" O="$obj" olddefconfig >>"$obj.config.log" 2>&1
+	# A dependency that is missing drops an option without a word.
+	local lost
+	lost=$(cat "$@" | grep '^CONFIG_.*=' | grep -vxFf "$obj/.config" || true)
+	[ "$src" != "$BUILD/linux-stock" ] || lost=$(grep -v KUNIT_TEST <<<"$lost" || true)
+	[ -z "$lost" ] || { say "options that did not make it: $lost"; exit 1; }
+}
+
+# kernel SOURCE OBJECTS CONFIG... : configure and build, with the variables in kflags
+kernel() {
+	configure "$@"
+	local -x CCACHE_DIR=$CACHE/ccache CCACHE_NOHASHDIR=1
+	step "building $(basename "$2")" "$2.log" make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= \
+		CC="ccache ${CROSS_COMPILE:-}gcc" "${kflags[@]}" "${IMAGE:-bzImage}" modules
+}
+kflags=()
+
+# What a guest takes along: install_guest OBJECTS DIR
+install_guest() {
+	cp "$1/.config" "$2/"
+	cp "$1/arch/${ARCH:-x86}/boot/${IMAGE:-bzImage}" "$2/bzImage"
+	local m
+	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
+		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
+		drivers/virtio/tests/virtio_balloon_bitmap_kunit drivers/virtio/tests/virtio_balloon_device_kunit; do
+		[ -e "$1/$m.ko" ] || continue
+		cp "$1/$m.ko" "$2/"
+		echo "${m##*/}.ko" >>"$2/modules.order"
+	done
+}
+
+make_guest() {
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-obj" "$top/$lab/guest.config"
+	install_guest "$BUILD/linux-obj" "$1"
+}
+
+make_guest_debug() {
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-debug-obj" "$top/$lab/guest.config" "$top/$lab/debug.config"
+	install_guest "$BUILD/linux-debug-obj" "$1"
+}
+
+# instrument VARIABLE: in kflags, for our files
+instrument() {
+	local m
+	for m in page_bitmap balloon_pages unused_pages virtio_balloon_core virtio_balloon_bitmap \
+		virtio_balloon_misc; do
+		kflags+=("$1_$m.o=y")
+	done
+}
+
+make_guest_kcsan() {
+	local kflags=(KCSAN_SANITIZE=n)
+	instrument KCSAN_SANITIZE
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-kcsan-obj" "$top/$lab/guest.config" "$top/$lab/kcsan.config"
+	install_guest "$BUILD/linux-kcsan-obj" "$1"
+}
+
+make_guest_gcov() {
+	local kflags=()
+	instrument GCOV_PROFILE
+	tree linux
+	kernel "$BUILD/linux" "$BUILD/linux-gcov-obj" "$top/$lab/guest.config" "$top/$lab/gcov.config"
+	install_guest "$BUILD/linux-gcov-obj" "$1"
+}
+
+# make_guest_arch NAME ARCH COMPILER IMAGE DIR: NAME is Debian's, and that of a fragment
+make_guest_arch() {
+	local obj=$BUILD/linux-$1-obj in=$BUILD/linux-$1.config deb=$5/deb
+	tree linux
+	# What the fragment says of an option replaces what guest.config says.
+	awk 'match($0, /CONFIG_[A-Z0-9_]+/) { last[substr($0, RSTART, RLENGTH)] = $0 }
+	     END { for (o in last) print last[o] }' "$top/$lab/guest.config" "$top/$lab/$1.config" |
+		sort >"$in"
+	local -x ARCH=$2 CROSS_COMPILE=$3
+	local IMAGE=$4
+	kernel "$BUILD/linux" "$obj" "$in"
+	install_guest "$obj" "$5"
+	dpkg-deb -x "$(deb bookworm busybox-static "" "$1")" "$deb"
+	cp "$deb/bin/busybox" "$5/"
+	rm -r "$deb"
+}
+
+make_guest_s390x() { make_guest_arch s390x s390 s390x-linux-gnu- bzImage "$1"; }
+make_guest_arm64() { make_guest_arch arm64 arm64 aarch64-linux-gnu- Image "$1"; }
+make_guest_i386() { make_guest_arch i386 i386 i686-linux-gnu- bzImage "$1"; }
+
+make_kunit_uml() {
+	local obj=$BUILD/linux-uml-obj
+	tree linux
+	local -x ARCH=um
+	configure "$BUILD/linux" "$obj" "$top/$lab/uml.config"
+	step "building $(basename "$obj")" "$obj.log" \
+		make -C "$BUILD/linux" O="$obj" -j"$JOBS" LOCALVERSION= linux
+	cp "$obj/linux" "$obj/.config" "$1/"
+}
+
+make_guest_stock() {
+	unpack linux
+	[ -e "$BUILD/linux-stock" ] ||
+		git -C "$BUILD/linux" worktree add -q --detach "$BUILD/linux-stock" pristine
+	kernel "$BUILD/linux-stock" "$BUILD/linux-stock-obj" "$top/$lab/guest.config"
+	install_guest "$BUILD/linux-stock-obj" "$1"
+}
+
+make_guest_debian() {
+	local deb m module
+	deb=$(fetch_debian_kernel "${2:-trixie}")
+	mkdir "$1/deb"
+	dpkg-deb -x "$deb" "$1/deb"
+	cp "$1"/deb/boot/vmlinuz-* "$1/bzImage"
+	cp "$1"/deb/boot/config-* "$1/.config"
+	for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console \
+		virtio_balloon; do
+		module=$(find "$1/deb" -name "$m.ko*")
+		case $module in
+		"") continue ;;
+		*.xz) xz -dc "$module" ;;
+		*) cat "$module" ;;
+		esac >"$1/$m.ko"
+		[ $m = virtio_balloon ] || echo "$m.ko" >>"$1/early.order"
+	done
+	echo virtio_balloon.ko >"$1/modules.order"
+	rm -r "$1/deb"
+}
+
+make_guest_debian12() { make_guest_debian "$1" bookworm; }
+

@@ -1,0 +1,142 @@
+# shellcheck shell=bash disable=SC2154,SC2164 # variables and set -e are those of build.sh
+# SPDX-License-Identifier: GPL-2.0
+# How QEMUs are built; read by build.sh. Each make_NAME fills the directory it is given.
+
+# What the lab uses, and no more: QEMU's defaults are half as much again to compile.
+devices=(I440FX Q35 MICROVM VIRTIO_PCI VIRTIO_MMIO VIRTIO_BALLOON VIRTIO_BLK VIRTIO_MEM VIRTIO_SERIAL
+	VIRTIO_IOMMU VIRTIO_NET VTD SERIAL_PCI VGA_PCI PCIE_PORT HPET VMPORT VMMOUSE PCI_TESTDEV)
+
+# configure_qemu SOURCE ARGUMENT... : in the folder for the objects
+configure_qemu() {
+	local src=$1
+	shift
+	"$src/configure" --python=/usr/bin/python3 --without-default-features --enable-system \
+		--disable-docs --disable-werror --disable-install-blobs --disable-debug-info "$@"
+}
+
+# A QEMU for this machine: configure_qemu_lab SOURCE OBJECTS DEVICE...
+configure_qemu_lab() {
+	local src=$1 obj=${2##*/}
+	shift 2
+	printf 'CONFIG_%s=y\n' "$@" >devices.mak
+	configure_qemu "$src" --target-list=x86_64-softmmu --enable-tcg --enable-kvm --enable-zstd \
+		--without-default-devices --with-devices-x86_64="../../../../$obj/devices" \
+		--cc="ccache gcc" --cxx="ccache g++"
+}
+
+# build_qemu OBJECTS TARGETS CONFIGURE... : configure if need be, then build, with ccache
+build_qemu() {
+	local obj=$1 targets=$2 how
+	shift 2
+	meson_environment
+	local -x CCACHE_DIR=$CACHE/ccache CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content
+	mkdir -p "$obj"
+	cd "$obj"
+	# How, in words and in shell
+	how=$(printf '%s\n' "$*" "$(declare -f "$1" configure_qemu configure_qemu_lab)")
+	if [ "$(cat .configured 2>/dev/null)" != "$how" ]; then
+		step "configuring ${obj##*/}" "$obj.configure.log" "$@"
+		echo "$how" >.configured
+	fi
+	# shellcheck disable=SC2086 # words on purpose
+	step "building ${obj##*/}" "$obj.log" ninja -j"$JOBS" $targets
+	cd "$top"
+}
+
+make_qemu() {
+	local obj=$BUILD/qemu-obj
+	tree qemu
+	build_qemu "$obj" qemu-system-x86_64 \
+		configure_qemu_lab ../qemu "$obj" "${devices[@]}" LATE_DIRTY_LOG
+	cp "$obj/qemu-system-x86_64" "$1/"
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
+qtests=(qos-test tcg-dirty-log-test tcg-memory-map-test virtio-balloon-test)
+
+make_qtests() {
+	local obj=$BUILD/qemu-obj
+	tree qemu
+	build_qemu "$obj" "${qtests[*]/#/tests/qtest/}" \
+		configure_qemu_lab ../qemu "$obj" "${devices[@]}" LATE_DIRTY_LOG
+	cp "${qtests[@]/#/$obj/tests/qtest/}" "$1/"
+}
+
+# Debian's binary, with the libraries of its own suite
+make_qemu_stock() {
+	local deb
+	unpack qemu
+	while read -r deb; do
+		dpkg-deb -x "$deb" "$1/root"
+	done < <(fetch_debian_qemu)
+	cat >"$1/qemu-system-x86_64" <<-'END'
+		#!/bin/sh
+		root=$(dirname "$(readlink -f "$0")")/root
+		lib=$root/usr/lib/x86_64-linux-gnu
+		exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib:$lib/pulseaudio" \
+			"$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/seabios" \
+			-L "$root/usr/share/qemu" "$@"
+	END
+	chmod +x "$1/qemu-system-x86_64"
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
+# What a step of the series has in build/steps/qemu, for scripts/static.sh
+build_qemu_step() {
+	local dir=$BUILD/steps
+	build_qemu "$dir/qemu-obj" "qemu-system-x86_64 tests/qtest/qos-test" \
+		configure_qemu_lab ../qemu "$dir/qemu-obj" "${devices[@]}"
+}
+
+# Meson has no flags for single files.
+configure_qemu_gcov() {
+	configure_qemu_lab "$@"
+	awk '/^build / { ours = /c_COMPILER .*(hw\/virtio\/virtio-balloon(-[a-z]*)?|unused-pages|late-dirty-log)\.c( |$)/
+			 link = /^build qemu-system-x86_64: [a-z]*_LINKER/ }
+	     / --coverage$/ { print; next }
+	     ours && /^ ARGS = / || link && /^ LINK_ARGS = / { $0 = $0 " --coverage" }
+	     { print }' build.ninja >build.ninja.new
+	mv build.ninja.new build.ninja
+}
+
+make_qemu_gcov() {
+	local obj=$BUILD/qemu-gcov-obj
+	tree qemu
+	build_qemu "$obj" "qemu-system-x86_64 ${qtests[*]/#/tests/qtest/}" \
+		configure_qemu_gcov ../qemu "$obj" "${devices[@]}" LATE_DIRTY_LOG
+	cp "$obj/qemu-system-x86_64" "${qtests[@]/#/$obj/tests/qtest/}" "$1/"
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
+configure_qemu_fuzz() {
+	printf 'CONFIG_%s=y\n' I440FX VIRTIO_PCI VIRTIO_BALLOON >devices.mak
+	configure_qemu ../qemu --target-list=x86_64-softmmu --enable-kvm --disable-tcg \
+		--cc="ccache clang" --cxx="ccache clang++" --enable-fuzzing --enable-asan --enable-ubsan \
+		--extra-cflags=-gline-tables-only --without-default-devices \
+		--with-devices-x86_64=../../../../qemu-fuzz-obj/devices --firmwarepath=/usr/share/seabios
+	pyvenv/bin/meson configure -Doptimization=1 -Ddebug=false
+	# What is to be covered; configuring writes QEMU's own, of all devices.
+	ninja build.ninja
+	printf '%s\n' 'src:*/hw/virtio/virtio-balloon*.c' 'src:*/hw/virtio/virtio.c' \
+		'src:*/migration/unused-pages.c' 'src:*/tests/qtest/fuzz/fuzz.c' \
+		'src:*/tests/qtest/fuzz/virtio_balloon_fuzz.c' 'fun:*balloon_*' 'fun:virtqueue_*' \
+		'fun:unused_pages_*' 'fun:run' 'fun:op_*' 'fun:append_*' 'fun:LLVMFuzzerTestOneInput' \
+		>instrumentation-filter
+}
+
+make_qemu_fuzz() {
+	local obj=$BUILD/qemu-fuzz-obj
+	"$top/scripts/deps.sh" clang libclang-rt-dev
+	tree qemu
+	build_qemu "$obj" qemu-fuzz-x86_64 configure_qemu_fuzz
+	cp "$obj/qemu-fuzz-x86_64" "$1/"
+}
+
+make_qemu_arch() {
+	local obj=$BUILD/qemu-arch-obj
+	tree qemu
+	build_qemu "$obj" "qemu-system-s390x qemu-system-aarch64" \
+		configure_qemu ../qemu --target-list=s390x-softmmu,aarch64-softmmu --enable-tcg --cc="ccache gcc"
+	cp "$obj/qemu-system-s390x" "$obj/qemu-system-aarch64" "$1/"
+	cp -rL "$BUILD/qemu/python" "$1/python"
+}

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Whatever else QEMU's migration can do meets pages that are left out.
+
+What is saved is loaded, and what the guest checks in its memory must be right. The table
+in balloon.rst, "Ways to migrate", has a line for each.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Dict, Mapping, NamedTuple, Tuple
+
+from harness import FAST, Run, equal, require, test, variants
+from lab import GIB, MIB, Guest, LabError, Skip
+from misc_tests import MISC, chain, left_out, works
+
+
+class Way(NamedTuple):
+    """Capabilities and parameters, the same at both ends."""
+
+    capabilities: Tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = {}
+
+
+MULTIFD = {"multifd-channels": 2}
+LIVE = {
+    "xbzrle": Way(("xbzrle",)),
+    "no zero pages": Way((), {"zero-page-detection": "none"}),
+    "zero pages found before multifd": Way(("multifd",),
+                                           {"zero-page-detection": "legacy", **MULTIFD}),
+    "multifd zlib": Way(("multifd",), {"multifd-compression": "zlib", **MULTIFD}),
+    "multifd zstd": Way(("multifd",), {"multifd-compression": "zstd", **MULTIFD}),
+    "return path": Way(("return-path", "switchover-ack")),
+}
+FILES = {
+    "stream": Way(),
+    "mapped ram": Way(("mapped-ram",)),
+    "mapped ram, multifd": Way(("mapped-ram", "multifd"), MULTIFD),
+    "mapped ram, multifd, direct io": Way(("mapped-ram", "multifd"),
+                                          {"direct-io": True, **MULTIFD}),
+}
+
+
+@variants(*LIVE)
+def migration_way(run: Run, name: str) -> None:
+    """with {}: a guest that rewrites and checks memory, 3 migrations, pages left out in each"""
+    way = LIVE[name]
+    left_out(chain(run, 3, "balloon_mem churn 128M", rounds=3, capabilities=way.capabilities,
+                   parameters={**FAST, **way.parameters}))
+
+
+@test
+def migration_throttled(run: Run) -> None:
+    """auto-converge, which slows the guest and synchronises the dirty log within rounds"""
+    begin = time.monotonic()
+    slow = {"max-bandwidth": 24 * MIB, "downtime-limit": 300, "throttle-trigger-threshold": 1}
+
+    def speed_up(guest: Guest) -> None:
+        # QEMU looks every 5 s whether there was a synchronisation.
+        if time.monotonic() - begin > 12 and guest.status() == "running":
+            guest.qmp("migrate-set-parameters", **FAST)
+
+    moved, = chain(run, 1, "balloon_mem churn 256M", during=speed_up,
+                   capabilities=["auto-converge"], parameters=slow)
+    left_out([moved])
+
+
+def prepare(guest: Guest, way: Way) -> None:
+    """The same at both ends."""
+    guest.qmp("migrate-set-capabilities",
+              capabilities=[{"capability": c, "state": True} for c in way.capabilities])
+    guest.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30, **way.parameters})
+
+
+def save(guest: Guest, way: Way, path: Path) -> Dict[str, int]:
+    """Write a guest to a file; how the misc queue's counters rose."""
+    prepare(guest, way)
+    before = guest.stats("misc-vq")
+    guest.qmp("migrate", uri=f"file:{path}")
+    deadline = guest.deadline(60)
+    while (info := guest.qmp("query-migrate")).get("status") != "completed":
+        require(info.get("status") not in ("failed", "cancelled"), f"{info}")
+        require(time.monotonic() < deadline, f"no end: {info}")
+        time.sleep(0.02)
+    after = guest.stats("misc-vq")
+    return {key: value - before[key] for key, value in after.items()}
+
+
+def load(guest: Guest, way: Way, path: Path) -> None:
+    """Read a guest from a file, and let it run."""
+    prepare(guest, way)
+    guest.qmp("migrate-incoming", uri=f"file:{path}")
+    guest.wait_status("running", 60)
+
+
+@variants(*FILES)
+def migration_file(run: Run, name: str) -> None:
+    """to a file, {}: it is smaller by what is left out, and the guest comes back right"""
+    way, size = FILES[name], {}
+    for queue in ("off", "on"):
+        path = run.logs / f"saved-{queue}"
+        more: Dict[str, Any] = {"balloon": {"misc-vq": queue}}
+        with run.guest(**more) as source:
+            # Backed and dirty, but free
+            source.sh("balloon_mem touch 600M", 60)
+            job = source.start("balloon_mem churn 64M").wait_ready()
+            rose = save(source, way, path)
+        size[queue] = path.stat().st_blocks * 512
+        equal("requests", bool(rose["requests"]), queue == "on")
+        with run.guest(incoming=True, **more) as target:
+            load(target, way, path)
+            job.guest = target
+            time.sleep(0.2)
+            job.finish()
+            if queue == "on":
+                works(target)
+        path.unlink()
+    less = size["off"] - size["on"]
+    # The patterns compress as zero pages do not: each page is a page.
+    require(less > 500 * MIB, f"{size['off'] // MIB} MiB without, {size['on'] // MIB} MiB with")
+    print(f"# {size['off'] // MIB} MiB without the misc queue, {size['on'] // MIB} MiB with it")
+
+
+@test
+def migration_cpr_reboot(run: Run) -> None:
+    """mode cpr-reboot stops the guest first, whose memory stays where it is: it is not asked"""
+    memory = Path("/dev/shm") / f"balloon-lab-{time.time_ns()}"
+    way = Way(("x-ignore-shared",), {"mode": "cpr-reboot"})
+    more = {"balloon": MISC, "backend": f"file,mem-path={memory},share=on"}
+    path = run.logs / "saved"
+    try:
+        with run.guest(**more) as source:
+            job = source.start("balloon_mem churn 64M").wait_ready()
+            source.balloon(768 * MIB)
+            rose = save(source, way, path)
+        equal("requests", rose["requests"], 0)
+        # Of what it has in memory nothing is in the file.
+        require(path.stat().st_size < 64 * MIB, f"{path.stat().st_size // MIB} MiB in the file")
+        with run.guest(incoming=True, **more) as target:
+            load(target, way, path)
+            job.guest = target
+            job.finish()
+            target.balloon(GIB)
+            works(target)
+    finally:
+        memory.unlink(missing_ok=True)
+
+
+@test
+def migration_zero_copy(run: Run) -> None:
+    """multifd without copying"""
+    way = ("multifd", "zero-copy-send")
+    with run.guest(balloon=MISC) as guest:
+        try:
+            guest.qmp("migrate-set-capabilities",
+                      capabilities=[{"capability": c, "state": True} for c in way])
+        except LabError as error:
+            raise Skip(f"this QEMU cannot: {error}") from error
+    left_out(chain(run, 2, "balloon_mem churn 64M", rounds=2, capabilities=way, tcp=True,
+                   parameters={**FAST, **MULTIFD}))
