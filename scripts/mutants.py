@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Plant faults, one at a time, and see that the test that is named for each fails.
 
-The faults are the defects that the patches of 2016 had, in today's code. Each is
-put into a copy of the repository, which is built and tested by itself under
+The faults are the defects that the patches of 2016 had, in today's code, and those of
+QEMU that the series repairs. Each is put into a copy of the repository, which is built and tested by itself under
 <build>/mutants; its first build is a full one. Results are TAP: "ok" says that
 the fault was found.
 """
@@ -30,7 +30,7 @@ from lab import artifact  # noqa: E402 pylint: disable=import-error, wrong-impor
 
 BITMAP = "drivers/virtio/virtio_balloon_bitmap.c"
 MISC = "drivers/virtio/virtio_balloon_misc.c"
-DEVICE = "qemu/hw/virtio/virtio-balloon-bitmap.c"
+RECORDS = "qemu/hw/virtio/virtio-balloon-records.c"
 
 
 class Mutant(NamedTuple):
@@ -53,7 +53,7 @@ MUTANTS = [
            """	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
 				       words + start, end - start - 1);
 	return""", "kunit", r"not ok \d+ balloon_record_"),
-    Mutant("1 the host reads beyond the buffer", DEVICE,
+    Mutant("1 the host reads beyond the buffer", RECORDS,
            "    if (len > room) {", "    if (0) {",
            "qtest bad-records", "iov_to_buf_full: Assertion"),
     Mutant("2 a single page at the edge of a word is lost", "mm/page_bitmap.c",
@@ -108,10 +108,10 @@ MUTANTS = [
            "		nr = min(pages->nr_segs - done, (unsigned int)BALLOON_BITMAP_MSG_SEGS);",
            "queue_size_1", r"WARNING: .*virtio_ring\.c"),
     Mutant("11 a field of an answer in another message", BITMAP,
-           """	struct balloon_bmap_hdr *hdr = to;
+           """	struct virtio_balloon_bmap_hdr *hdr = to;
 
 """,
-           """	struct balloon_bmap_hdr *hdr = to;
+           """	struct virtio_balloon_bmap_hdr *hdr = to;
 	static u64 last;
 
 	last = req_id = req_id ?: last;
@@ -141,6 +141,25 @@ MUTANTS = [
            "	struct page_bitmap *pages = &bb->pages;\n	struct scatterlist sg[33];\n"
            "	unsigned int done = 0, i, nr;\n\n	sg_init_table(sg, 33);\n"
            "	barrier_data(sg);", "static warnings", "frame size"),
+    Mutant("qemu: dirty bits are taken from one RAM block, another is re-armed",
+           "qemu/patches/*-physmem-re-arm-dirty-tracking-*.patch",
+           "+            cpu_physical_memory_dirty_bits_cleared(start + rb->offset, length);",
+           "+            cpu_physical_memory_dirty_bits_cleared(start, length);",
+           "qtest tcg-dirty-log/second", "tlb_reset_dirty_range_all: Assertion"),
+    Mutant("qemu: dirty bits that are not new are taken, and nothing is re-armed",
+           "qemu/patches/*-physmem-re-arm-dirty-tracking-*.patch",
+           "+        if (taken) {", "+        if (num_dirty) {",
+           "qtest tcg-dirty-log/one", "tcg-dirty-log-test.c:.*assertion failed"),
+    Mutant("qemu: a CPU looks up the old map's sections in the new one",
+           "qemu/patches/*-physmem-let-each-CPU-*.patch",
+           "+    return flatview_to_dispatch(cpuas->view);",
+           "+    return address_space_to_dispatch(cpuas->as);",
+           "qtest tcg-memory-map", "tcg-memory-map-test.c:.*assertion failed"),
+    Mutant("qemu: a packed chain is gone back over by one descriptor",
+           "qemu/patches/*-virtqueue_unpop-*.patch",
+           "+        virtqueue_packed_rewind(vq, elem->ndescs);",
+           "+        virtqueue_packed_rewind(vq, 1);",
+           "qtest packed-give-back", "virtio-net-packed-test.c:.*assertion failed"),
 ]
 
 
@@ -150,8 +169,9 @@ def environment() -> Dict[str, str]:
     cache.mkdir(parents=True, exist_ok=True)
     if not (cache / "dl").exists():
         shutil.copytree(CACHE / "dl", cache / "dl", copy_function=os.link)
+        (cache / "ccache").symlink_to(CACHE / "ccache")
     return {**os.environ, "BUILD": str(WORK / "build"), "CACHE": str(cache),
-            "BALLOON_LAB_QEMU": str(artifact("qemu"))}
+            "BALLOON_LAB_QEMU": str(artifact("qemu")), "BALLOON_LAB_QTESTS": str(artifact("qtests"))}
 
 
 def prepare(env: Dict[str, str]) -> None:
@@ -189,13 +209,13 @@ def found(one: Mutant, env: Dict[str, str], log: Path) -> bool:
     try:
         with log.open("w", encoding="utf-8") as out:
             build = [] if one.test.startswith("static") else \
-                ["qemu"] if one.test.startswith("qtest") else [one.kernel]
+                ["qemu", "qtests"] if one.test.startswith("qtest") else [one.kernel]
             if build:
                 done = subprocess.run(["scripts/build.sh", *build], cwd=REPO, env=env,
                                       stdout=out, stderr=out, check=False)
                 if done.returncode:
                     raise SystemExit(f"mutants: '{one.name}' does not build, see {log}")
-            own = {k: v for k, v in env.items() if k != "BALLOON_LAB_QEMU"}
+            own = {k: v for k, v in env.items() if k not in ("BALLOON_LAB_QEMU", "BALLOON_LAB_QTESTS")}
             done = subprocess.run(command(one), cwd=REPO, stdout=out, stderr=out, check=False,
                                   env=own if "qemu" in build else env)
         said = log.read_text("utf-8", "replace")
@@ -203,7 +223,7 @@ def found(one: Mutant, env: Dict[str, str], log: Path) -> bool:
     finally:
         path.write_text(text, "utf-8")
         for old in (WORK / "cache").glob("[gq]*-*"):
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def main() -> int:
