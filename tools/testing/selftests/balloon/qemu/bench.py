@@ -5,24 +5,27 @@
 Balloon: for each case two guests, with page bitmaps and with PFN arrays, are up at
 the same time and take turns, so that both see the same machine. Migration: a guest
 for each of plain, FREE_PAGE_HINT and misc queue goes from host to host. Tables on
-stdout give medians and ratios; every single figure is in <build>/bench/bench.json,
-and the pictures are beside it.
+stdout give medians and ratios; they are in <build>/bench/figures as well, every single
+figure is in bench.json, and the pictures are beside it. With --keep, tables and pictures
+take the place of those in the repository's figures/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import migrate
-from lab import BUILD, GIB, MIB, PAGE, Guest, LabError, Move, accelerator, artifact
+from lab import BUILD, GIB, MIB, PAGE, ROOT, Guest, LabError, Move, accelerator, artifact
 
 OUT = BUILD.parent / "bench"
 Results = Dict[str, Dict[str, List[Move]]]
@@ -105,7 +108,7 @@ def stock(runs: int) -> Results:
     out: Results = {mode: {"inflate": [], "deflate": []} for mode in ("off", "stock")}
     with Guest("bench-off", memory=case.memory, reserve=False,
                balloon={"page-bitmap": "off"}) as off, \
-            Guest("bench-stock", kernel="guest-stock", qemu="qemu-debian",
+            Guest("bench-stock", kernel="guest-stock", qemu="qemu-stock",
                   memory=case.memory, reserve=False) as plain:
         for run in range(runs):
             for mode, guest in sorted({"off": off, "stock": plain}.items(), reverse=bool(run % 2)):
@@ -260,6 +263,43 @@ FIGURES: Dict[str, Callable[[Move], float]] = {
 }
 
 
+class Tee:
+    """Standard output, and a file that has the same."""
+
+    def __init__(self, path: Path):
+        self.outputs = (sys.stdout, path.open("w", encoding="utf-8"))
+
+    def write(self, text: str) -> None:
+        """Write it to both."""
+        for output in self.outputs:
+            output.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        for output in self.outputs:
+            output.flush()
+
+
+def keep() -> None:
+    """Put what was measured into the repository."""
+    sys.stdout.flush()
+    folder = ROOT / "figures"
+    folder.mkdir(exist_ok=True)
+    for path in (OUT / "figures", *OUT.glob("*.svg")):
+        shutil.copy(path, folder)
+    print(f"kept in {folder}")
+
+
+def machine() -> str:
+    """What is measured, on what, and when."""
+    base = [line.split("\t") for line in (ROOT / "BASE").read_text("ascii").splitlines()
+            if not line.startswith("#")]
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
+    return (f"{time.strftime('%Y-%m-%d')}, "
+            + ", ".join(f"{name} {version}" for name, _, version, _ in base)
+            + f"; {os.cpu_count()} CPUs: {model[1] if model else 'unknown'}")
+
+
 def save(report: Dict[str, Any]) -> None:
     """Write what there is so far."""
     (OUT / "bench.json").write_text(json.dumps(report, indent=1), "utf-8")
@@ -287,7 +327,6 @@ def plot(name: str, title: str, columns: List[str], rows: Dict[str, List[float]]
     """
     if shutil.which("gnuplot"):
         subprocess.run(["gnuplot"], input=script, text=True, check=True)
-        print(f"plot: {OUT}/{name}.svg")
 
 
 def plots(report: Dict[str, Any]) -> None:
@@ -322,6 +361,8 @@ def main() -> int:
     parser.add_argument("--only", metavar="CASE", action="append",
                         choices=[c.name for c in CASES] + ["stock", "huge", *parts] + [m.name for m in migrate.LOADS],
                         help="one of %(choices)s; may be repeated")
+    parser.add_argument("--keep", action="store_true",
+                        help="put tables and pictures into the repository")
     args = parser.parse_args()
     runs = 3 if args.quick else args.runs
 
@@ -330,10 +371,14 @@ def main() -> int:
 
     OUT.mkdir(parents=True, exist_ok=True)
     unpatched = wanted("stock")
-    for name in ("guest", "qemu") + (("guest-stock", "qemu-debian") if unpatched else ()):
+    for name in ("guest", "qemu") + (("guest-stock", "qemu-stock") if unpatched else ()):
         artifact(name)
     begin = time.monotonic()
     report: Dict[str, Any] = {"accelerator": accelerator(), "runs": runs, "cases": {}, "raw": {}}
+    for old in OUT.glob("*.svg"):
+        old.unlink()
+    sys.stdout = Tee(OUT / "figures")  # type: ignore
+    print(machine())
     print(f"Medians of {runs} runs, of migrations 5; accelerator: {accelerator()}\n")
     print(f"{'guest':28}{'':9}{'bitmap s':>9}{'PFN s':>10}{'ratio':>9}")
 
@@ -373,7 +418,9 @@ def main() -> int:
         report["migration"] = migrations(some, 5)
     save(report)
     plots(report)
-    print(f"all figures: {OUT}/bench.json; {time.monotonic() - begin:.0f} s")
+    print(f"all figures: bench.json; {time.monotonic() - begin:.0f} s")
+    if args.keep:
+        keep()
     return 0
 
 
