@@ -117,6 +117,7 @@ uml() {
 single() {
 	local -x JOBS=1
 	local check
+	build tree configured
 	for check in lint checkpatch maintainers headers warnings sparse coccicheck htmldocs; do
 		run $check scripts/static.sh $check
 	done
@@ -130,7 +131,7 @@ single() {
 # Guests use one CPU less as long as there is something else to run: it holds the lock.
 main() {
 	local beside=$logs/beside.lock
-	build guest qemu qtests qemu-fuzz guest-debug guest-debian guest-debian12 qemu-stock tree configured
+	build guest qemu qtests qemu-fuzz guest-debug guest-debian guest-debian12 qemu-stock
 	exec 8>"$beside"
 	flock 8
 	# In a process group of its own, to be ended with all that it runs

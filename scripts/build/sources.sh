@@ -138,6 +138,13 @@ unpack_meson() {
 
 # A git repository of the pristine source in $BUILD/$1
 unpack() {
+	(
+		flock 6
+		unpack_source "$1"
+	) 6>"$BUILD/unpack.lock"
+}
+
+unpack_source() {
 	local what=$1 tree=$BUILD/$1 from
 	case $what in
 	linux) from=$(fetch_linux) ;;
@@ -171,7 +178,11 @@ unpack() {
 	mv "$tree.tmp" "$tree"
 }
 
+# The same with our series in it
 tree() {
-	unpack "$1"
-	python3 "$top/scripts/series.py" --build "$BUILD" tree "$1" >&2
+	(
+		flock 7
+		unpack "$1"
+		python3 "$top/scripts/series.py" --build "$BUILD" tree "$1" >&2
+	) 7>"$BUILD/tree.lock"
 }

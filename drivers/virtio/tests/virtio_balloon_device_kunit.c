@@ -1003,9 +1003,9 @@ static const struct move {
 	size_t from, to;
 } moves[] = {
 	{ "deflates by bitmaps", BITMAPS, SZ_64M, 0 },
-	{ "deflates by numbers", BIT_ULL(VIRTIO_F_VERSION_1), SZ_16M, 0 },
+	{ "deflates by numbers", BIT_ULL(VIRTIO_F_VERSION_1), SZ_4M, 0 },
 	{ "inflates by bitmaps", BITMAPS, 0, SZ_64M },
-	{ "inflates by numbers", BIT_ULL(VIRTIO_F_VERSION_1), 0, SZ_16M },
+	{ "inflates by numbers", BIT_ULL(VIRTIO_F_VERSION_1), 0, SZ_4M },
 };
 
 KUNIT_ARRAY_PARAM_DESC(moves, moves, name);

@@ -155,19 +155,23 @@ def locked(path: Union[str, Path]) -> Iterator[None]:
 FOUND: Dict[str, str] = {}
 
 
+def build(name: str) -> str:
+    """Have scripts/build.sh make something; the last line that it prints."""
+    script = ROOT / "scripts" / "build.sh"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # What it builds it builds in the same trees.
+    with locked(BUILD / "build.lock"):
+        done = subprocess.run([script, name], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"{script} {name} failed, status {done.returncode}")
+    return done.stdout.strip().rpartition("\n")[2]
+
+
 def artifact(name: str) -> Path:
     """The directory of a built kernel or QEMU."""
     path = os.environ.get("BALLOON_LAB_" + name.upper().replace("-", "_")) or FOUND.get(name)
     if not path:
-        script = ROOT / "scripts" / "build.sh"
-        BUILD.mkdir(parents=True, exist_ok=True)
-        # What it builds it builds in the same trees.
-        with locked(BUILD / "build.lock"):
-            done = subprocess.run([script, name], stdout=subprocess.PIPE,
-                                  text=True, check=False)
-        if done.returncode:
-            raise LabError(f"{script} {name} failed, status {done.returncode}")
-        path = FOUND[name] = done.stdout.strip().splitlines()[-1]
+        path = FOUND[name] = build(name)
     return Path(path)
 
 

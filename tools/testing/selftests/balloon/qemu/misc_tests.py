@@ -157,7 +157,7 @@ def misc_declined(run: Run) -> None:
                    append="page_poison=1") as guest:
         refused(guest)
         equal("PAGE_POISON negotiated", features(guest)[PAGE_POISON_BIT], "1")
-        exercise(guest, 512 * MIB, run.bitmap)
+        exercise(guest, GIB - 128 * MIB, run.bitmap)
 
 
 @test
