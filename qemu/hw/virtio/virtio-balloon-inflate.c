@@ -72,13 +72,13 @@ static hwaddr balloon_inflate_run(BalloonRecords *r, BalloonSlice *slice,
     ram_addr_t offset, stop;
     RAMBlock *rb;
 
-    if (!balloon_slice_is_ram(slice)) {
+    if (!balloon_section_is_ram(&slice->section)) {
         trace_virtio_balloon_bad_addr(start);
         r->skipped_runs++;
         return len;
     }
-    rb = slice->mr->ram_block;
-    offset = slice->mr_offset + (start - slice->start);
+    rb = slice->section.mr->ram_block;
+    offset = balloon_section_offset(&slice->section, start);
     /* Cut between backing pages only: half of one cannot be discarded. */
     stop = QEMU_ALIGN_UP(offset + slice->bytes, qemu_ram_pagesize(rb));
     len = MIN(len, stop - offset);

@@ -291,18 +291,18 @@ static hwaddr balloon_misc_run(BalloonRecords *r, BalloonSlice *s,
     } else if (start < req->start) {
         len = MIN(len, req->start - start);
     }
-    if (!asked || !balloon_slice_is_ram(s)) {
+    if (!asked || !balloon_section_is_ram(&s->section)) {
         r->skipped_runs++;
         return len;
     }
 
     /* Not within what is a page anywhere */
-    offset = s->mr_offset + (start - s->start);
+    offset = balloon_section_offset(&s->section, start);
     len = MIN(len, QEMU_ALIGN_UP(offset + s->bytes, MiB) - offset);
     s->bytes -= len;
     trace_virtio_balloon_misc_run(start, len);
     m->reported_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
-    commands[req->cmd].run(m, s->mr->ram_block, offset, len);
+    commands[req->cmd].run(m, s->section.mr->ram_block, offset, len);
     return len;
 }
 

@@ -193,9 +193,9 @@ void balloon_records_step(BalloonQueue *q, BalloonSlice *s)
         balloon_records_next(r, q);
         return;
     }
-    balloon_slice_look_up(s, r->run_start);
+    balloon_section_look_up(&s->section, r->run_start);
     r->run_start += r->ops->run(r, s, r->run_start,
-                                MIN(r->run_end, s->end) - r->run_start);
+                                MIN(r->run_end, s->section.end) - r->run_start);
     r->run_complete = r->run_start != r->run_end;
 }
 

@@ -17,7 +17,6 @@
 #include "qemu/osdep.h"
 #include "qemu/iov.h"
 #include "qemu/timer.h"
-#include "exec/address-spaces.h"
 #include "hw/virtio/virtio-balloon-slice.h"
 #include "trace.h"
 
@@ -29,34 +28,6 @@
  * are one each.
  */
 #define MESSAGE_WORK    32
-
-void balloon_slice_look_up(BalloonSlice *s, hwaddr addr)
-{
-    MemoryRegionSection section;
-
-    if (addr >= s->start && addr < s->end) {
-        return;
-    }
-    memory_region_unref(s->mr);
-    /* The first section that is not wholly below addr */
-    section = memory_region_find(get_system_memory(), addr, UINT64_MAX - addr);
-    s->start = addr;
-    if (section.mr && section.offset_within_address_space == addr) {
-        s->mr = section.mr;
-        s->mr_offset = section.offset_within_region;
-        s->end = addr + int128_get64(section.size);
-        return;
-    }
-    s->mr = NULL;
-    s->end = section.mr ? section.offset_within_address_space : UINT64_MAX;
-    memory_region_unref(section.mr);
-}
-
-bool balloon_slice_is_ram(const BalloonSlice *s)
-{
-    return s->mr && memory_region_is_ram(s->mr) &&
-           !memory_region_is_rom(s->mr) && !memory_region_is_romd(s->mr);
-}
 
 static bool balloon_slice_used_up(const BalloonSlice *s)
 {
@@ -138,7 +109,7 @@ static bool balloon_worker_slice(BalloonWorker *w, BalloonSlice *s)
     for (i = 0; done && i < w->nr_queues; i++) {
         done = balloon_queue_drain(&w->queue[(first + i) % w->nr_queues], s);
     }
-    memory_region_unref(s->mr);
+    balloon_section_forget(&s->section);
 
     held = get_clock() - begin;
     w->busy_ns += held;

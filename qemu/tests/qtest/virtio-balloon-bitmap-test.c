@@ -866,8 +866,9 @@ static void start_long_array(Balloon *b, uint64_t *addr)
     QVirtQueue *vq = b->vq[INFLATE];
     int i;
 
+    /* No two are neighbours: each is a discard. */
     while (msg->len < 4 * ARRAY_PART) {
-        add_pfns(msg, AREA_PFN, 1);
+        add_pfns(msg, AREA_PFN, 2);
     }
     *addr = write_message(b, msg);
     vq->free_head = 0;
@@ -941,6 +942,17 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 1 * MiB);
     g_assert_cmpint(grown(&b, "records"), ==, 0);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 0);
+
+    /* Neighbours are a discard together. */
+    forget(&b);
+    fill(&b, AREA, 2 * MiB);
+    add_pfns(msg, AREA_PFN + 256, -1);
+    transmit(&b, INFLATE, msg);
+    check_kept(&b, AREA, 4 * KiB);
+    check_gone(&b, AREA + 4 * KiB, 1 * MiB);
+    check_kept(&b, AREA + 1 * MiB + 4 * KiB, 1 * MiB - 4 * KiB);
+    g_assert_cmpint(grown(&b, "discards"), ==, 1);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 1 * MiB);
 
     /* What is not RAM is passed over: here all but the last, page 0 */
     forget(&b);

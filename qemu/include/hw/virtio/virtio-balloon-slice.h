@@ -7,21 +7,14 @@
 #ifndef QEMU_VIRTIO_BALLOON_SLICE_H
 #define QEMU_VIRTIO_BALLOON_SLICE_H
 
-#include "hw/virtio/virtio.h"
+#include "hw/virtio/virtio-balloon-run.h"
 
 /* What is left of a slice of work: RAM, work items, and time */
 typedef struct BalloonSlice {
     int64_t bytes;
     int work;
     int64_t deadline;           /* of get_clock() */
-    /*
-     * Last look-up, good for [start, end), with a reference to mr.  No mr:
-     * nothing is mapped there.
-     */
-    MemoryRegion *mr;
-    hwaddr start;
-    hwaddr end;
-    hwaddr mr_offset;           /* of start */
+    BalloonSection section;     /* the last that was looked up */
 } BalloonSlice;
 
 typedef struct BalloonQueue BalloonQueue;
@@ -90,10 +83,5 @@ void balloon_worker_finish(BalloonWorker *w, int work);
 /* Messages that are not done go back to their rings */
 void balloon_worker_stop(BalloonWorker *w);
 void balloon_queue_give_back(BalloonQueue *q);
-
-/* After it the slice's look-up is good for addr */
-void balloon_slice_look_up(BalloonSlice *s, hwaddr addr);
-/* Whether it found RAM that the guest can write to */
-bool balloon_slice_is_ram(const BalloonSlice *s);
 
 #endif
