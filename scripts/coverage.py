@@ -30,7 +30,7 @@ KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
           "drivers/virtio/virtio_balloon_core", "drivers/virtio/virtio_balloon_bitmap",
           "drivers/virtio/virtio_balloon_misc"]
 QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-run.c",
-        "hw_virtio_virtio-balloon-slice.c",
+        "hw_virtio_virtio-balloon-slice.c", "hw_virtio_virtio-balloon-discard.c",
         "hw_virtio_virtio-balloon-records.c", "hw_virtio_virtio-balloon-inflate.c",
         "hw_virtio_virtio-balloon-misc.c", "migration_unused-pages.c", "hw_misc_late-dirty-log.c"]
 # Files that were there before, by the names that they have now

@@ -43,7 +43,7 @@ static void balloon_inflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
         return;
     }
     s->inflate.partial_bytes += (first - start) + (end - last);
-    virtio_balloon_discard(s, rb, first, last - first);
+    balloon_discard(&s->discard, rb, first, last - first);
 }
 
 static void balloon_deflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
@@ -112,6 +112,7 @@ const BalloonFormat balloon_inflate_format = {
     .take = balloon_records_take,
     .done = balloon_records_done,
     .step = balloon_records_step,
+    .flush = balloon_discard_flush_queue,
     .end = balloon_records_end,
 };
 
@@ -151,9 +152,10 @@ static void balloon_inflate_get_stats(Object *obj, Visitor *v,
         { "kicks", s->worker.kicks },
         { "messages", s->queue[0].messages + s->queue[1].messages },
         { "bytes", s->queue[0].bytes + s->queue[1].bytes },
-        { "discards", s->discards },
-        { "discarded-bytes", s->discarded_bytes },
-        { "kept-bytes", s->kept_bytes },
+        { "discards", s->discard.ranges },
+        { "discard-calls", s->discard.calls },
+        { "discarded-bytes", s->discard.bytes },
+        { "kept-bytes", s->discard.kept_bytes },
         { "bh-calls", s->worker.bh_calls },
         { "longest-hold-ns", s->worker.longest_hold_ns },
         { "busy-ns", s->worker.busy_ns },

@@ -55,8 +55,17 @@ static BalloonTaken balloon_queue_take(BalloonQueue *q)
     return taken;
 }
 
+/* What the format has put off is done before the guest hears of it. */
+static void balloon_queue_flush(BalloonQueue *q)
+{
+    if (q->format->flush) {
+        q->format->flush(q);
+    }
+}
+
 static void balloon_queue_push(BalloonQueue *q)
 {
+    balloon_queue_flush(q);
     virtqueue_push(q->vq, q->elem, 0);
     g_free(q->elem);
     q->elem = NULL;
@@ -108,6 +117,9 @@ static bool balloon_worker_slice(BalloonWorker *w, BalloonSlice *s)
     w->turn = (first + 1) % w->nr_queues;
     for (i = 0; done && i < w->nr_queues; i++) {
         done = balloon_queue_drain(&w->queue[(first + i) % w->nr_queues], s);
+    }
+    for (i = 0; i < w->nr_queues; i++) {
+        balloon_queue_flush(&w->queue[i]);
     }
     balloon_section_forget(&s->section);
 

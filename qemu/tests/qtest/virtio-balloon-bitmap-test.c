@@ -223,6 +223,27 @@ static void transmit(Balloon *b, int n, GByteArray *msg)
     guest_free(b->alloc, addr);
 }
 
+/*
+ * Single pages of anonymous memory, one behind the other, took a system call
+ * for 256 of them, or for each if the host does not know such calls.
+ */
+static void check_calls(Balloon *b, int64_t pages)
+{
+    static bool refused;
+    int64_t calls = grown(b, "discard-calls");
+
+    if (calls >= pages) {
+        /* The first was tried in vain, if this QEMU had not tried before. */
+        g_assert_cmpint(calls, <=, pages + 1);
+        refused = true;
+    } else {
+        g_assert_false(refused);
+        g_assert_cmpint(calls, >=, pages / 256);
+        /* And one for each slice of work that ends with some put off */
+        g_assert_cmpint(calls, <=, pages / 256 + 1 + grown(b, "bh-calls"));
+    }
+}
+
 static void check_works(Balloon *b)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
@@ -335,6 +356,54 @@ static void test_runs(void *obj, void *data, QGuestAllocator *alloc)
     wait_done(&b, INFLATE);
     g_assert_cmpint(grown(&b, "messages"), ==, 1);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 0);
+    balloon_fini(&b);
+}
+
+static void test_vectors(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Balloon b;
+    int i;
+
+    balloon_init(&b, obj, alloc, FEATURES);
+    fill(&b, AREA, 16 * MiB + 8 * KiB);
+    add_record(msg, 12, AREA_PFN, 0xaaaaaaaaaaaaaaaa, 512);
+    transmit(&b, INFLATE, msg);
+    for (i = 0; i < 4096; i += 2) {
+        check_kept(&b, AREA + i * 4 * KiB, 4 * KiB);
+        check_gone(&b, AREA + (i + 1) * 4 * KiB, 4 * KiB);
+    }
+    check_kept(&b, AREA + 16 * MiB, 8 * KiB);
+    g_assert_cmpint(grown(&b, "discards"), ==, 2048);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 8 * MiB);
+    check_calls(&b, 2048);
+
+    /* Single pages before and behind a run that is put off by nobody */
+    forget(&b);
+    fill(&b, AREA, 4 * MiB);
+    add_record(msg, 12, AREA_PFN, 0x5, 8);
+    add_record(msg, 12, AREA_PFN + 64, UINT64_MAX, 64);
+    add_record(msg, 12, AREA_PFN + 640, 0x5, 8);
+    transmit(&b, INFLATE, msg);
+    for (i = 0; i < 641; i += 640) {
+        check_gone(&b, AREA + i * 4 * KiB, 4 * KiB);
+        check_kept(&b, AREA + (i + 1) * 4 * KiB, 4 * KiB);
+        check_gone(&b, AREA + (i + 2) * 4 * KiB, 4 * KiB);
+    }
+    check_kept(&b, AREA + 12 * KiB, 61 * 4 * KiB);
+    check_gone(&b, AREA + 64 * 4 * KiB, 2 * MiB);
+    check_kept(&b, AREA + 64 * 4 * KiB + 2 * MiB, 64 * 4 * KiB);
+    g_assert_cmpint(grown(&b, "discards"), ==, 5);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 2 * MiB + 16 * KiB);
+    g_assert_cmpint(grown(&b, "discard-calls"), <=, 6);
+
+    /* A page that is named twice is discarded twice. */
+    forget(&b);
+    for (i = 0; i < 3; i++) {
+        add_record(msg, 12, AREA_PFN, 0x1, 8);
+    }
+    transmit(&b, INFLATE, msg);
+    g_assert_cmpint(grown(&b, "discards"), ==, 3);
     balloon_fini(&b);
 }
 
@@ -939,6 +1008,7 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "messages"), ==, 1);
     g_assert_cmpint(grown(&b, "bytes"), ==, 1024);
     g_assert_cmpint(grown(&b, "discards"), ==, 256);
+    check_calls(&b, 256);
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 1 * MiB);
     g_assert_cmpint(grown(&b, "records"), ==, 0);
     g_assert_cmpint(grown(&b, "bad-records"), ==, 0);
@@ -952,6 +1022,7 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     check_gone(&b, AREA + 4 * KiB, 1 * MiB);
     check_kept(&b, AREA + 1 * MiB + 4 * KiB, 1 * MiB - 4 * KiB);
     g_assert_cmpint(grown(&b, "discards"), ==, 1);
+    g_assert_cmpint(grown(&b, "discard-calls"), ==, 1);
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 1 * MiB);
 
     /* What is not RAM is passed over: here all but the last, page 0 */
@@ -1263,6 +1334,7 @@ static void register_virtio_balloon_test(void)
     } tests[] = {
         { "inflate-deflate", test_inflate_deflate },
         { "runs", test_runs },
+        { "vectors", test_vectors },
         { "page-shift", test_page_shift },
         { "bad-records", test_bad_records },
         { "not-ram", test_not_ram },

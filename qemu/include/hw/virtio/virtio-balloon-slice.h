@@ -37,6 +37,11 @@ typedef struct BalloonFormat {
     bool (*done)(BalloonQueue *q);
     /* Does some work, and takes it from the slice */
     void (*step)(BalloonQueue *q, BalloonSlice *s);
+    /*
+     * Does what step() has put off, or NULL; called before a message is
+     * acknowledged, and at the end of a slice.
+     */
+    void (*flush)(BalloonQueue *q);
     /* The message is done, or goes back to the ring: forget it */
     void (*end)(BalloonQueue *q);
 } BalloonFormat;
