@@ -9,13 +9,19 @@
  * that are not RAM are skipped.  A message that the VM was stopped in is taken
  * again from its start; to discard twice is harmless.
  *
+ * What can be discarded are pages of the backing memory.  So the driver is
+ * told how large the largest of them are, or may be wanted to stay: the
+ * granule.
+ *
  * Everything here runs under the BQL.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
+#include "qapi/error.h"
 #include "qemu/error-report.h"
+#include "qemu/host-utils.h"
 #include "qemu/madvise.h"
 #include "exec/ramblock.h"
 #include "hw/virtio/virtio-balloon.h"
@@ -37,6 +43,9 @@ static void balloon_inflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
     s->inflate.inflated_pages += (end - start) >> VIRTIO_BALLOON_PFN_SHIFT;
     if (virtio_balloon_inhibited()) {
         return;
+    }
+    if (first != start || last != end) {
+        virtio_balloon_warn_partial(page_size);
     }
     if (first >= last) {
         s->inflate.partial_bytes += end - start;
@@ -115,6 +124,36 @@ const BalloonFormat balloon_inflate_format = {
     .flush = balloon_discard_flush_queue,
     .end = balloon_records_end,
 };
+
+uint32_t balloon_inflate_granule_shift(VirtIODevice *vdev)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(vdev);
+
+    return ctz64(MAX(s->inflate.granule, qemu_ram_pagesize_largest()));
+}
+
+bool balloon_inflate_check(VirtIODevice *vdev, Error **errp)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(vdev);
+    uint64_t granule = s->inflate.granule;
+
+    if (!granule) {
+        return true;
+    }
+    if (!is_power_of_2(granule) ||
+        granule < 1ull << VIRTIO_BALLOON_BMAP_MIN_SHIFT ||
+        granule > 1ull << VIRTIO_BALLOON_BMAP_MAX_SHIFT) {
+        error_setg(errp, "page-bitmap-granule must be a power of 2 from %llu"
+                   " to %llu", 1ull << VIRTIO_BALLOON_BMAP_MIN_SHIFT,
+                   1ull << VIRTIO_BALLOON_BMAP_MAX_SHIFT);
+        return false;
+    }
+    if (!virtio_has_feature(s->host_features, VIRTIO_BALLOON_F_PAGE_BITMAP)) {
+        error_setg(errp, "page-bitmap-granule needs page-bitmap=on");
+        return false;
+    }
+    return true;
+}
 
 void balloon_inflate_realize(VirtIODevice *vdev)
 {

@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
+#include "qemu/host-utils.h"
 #include "qemu/module.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
@@ -1089,6 +1090,54 @@ static void test_undiscardable(void *obj, void *data, QGuestAllocator *alloc)
     qos_invalidate_command_line();
 }
 
+/* The config space that ends behind poison_val, or the granule's shift */
+#define CONFIG_POISON   12
+#define CONFIG_GRANULE  16
+
+static void test_granule(void *obj, void *data, QGuestAllocator *alloc)
+{
+    const char *cmd_line = qos_get_current_command_line();
+    bool offered = !strstr(cmd_line, "page-bitmap=off");
+    uint32_t shift = offered ? ctz64(qemu_real_host_page_size()) : -1;
+    static const int64_t wrong[] = {
+        1, 2 * KiB, 5000, 3 * MiB, 2 * GiB, 1ll << 62,
+    };
+    Balloon b;
+    int i;
+
+    if (strstr(cmd_line, "granule=2M")) {
+        shift = 21;
+    }
+    balloon_init(&b, obj, alloc, F(VIRTIO_F_VERSION_1));
+    g_assert_cmpint(qvirtio_config_readl(b.dev, CONFIG_POISON), ==, 0);
+    g_assert_cmpint(qvirtio_config_readl(b.dev, CONFIG_GRANULE), ==, shift);
+    /* It is not the driver's. */
+    qpci_io_writel(b.pci->pdev, b.pci->bar,
+                   b.pci->device_cfg_offset + CONFIG_GRANULE, 30);
+    g_assert_cmpint(qvirtio_config_readl(b.dev, CONFIG_GRANULE), ==, shift);
+    balloon_fini(&b);
+
+    if (!offered) {
+        QTestState *qts = qtest_init("-machine pc -nodefaults");
+
+        for (i = 0; i < ARRAY_SIZE(wrong); i++) {
+            QDict *rsp = qtest_qmp(qts, "{'execute': 'device_add',"
+                                   "'arguments': {"
+                                   "'driver': 'virtio-balloon-pci',"
+                                   "'page-bitmap': true,"
+                                   "'page-bitmap-granule': %" PRId64 "}}",
+                                   wrong[i]);
+
+            qmp_expect_error_and_unref(rsp, "GenericError");
+        }
+        qmp_expect_error_and_unref(
+            qtest_qmp(qts, "{'execute': 'device_add', 'arguments': {"
+                      "'driver': 'virtio-balloon-pci',"
+                      "'page-bitmap-granule': 2097152}}"), "GenericError");
+        qtest_quit(qts);
+    }
+}
+
 static void test_queue_size(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
@@ -1194,18 +1243,65 @@ static void test_packed(void *obj, void *data, QGuestAllocator *alloc)
     balloon_fini(&b);
 }
 
+/* How often QEMU said that the guest inflates parts of backing pages */
+static int warnings(const char *file)
+{
+    g_autofree char *log = NULL;
+    const char *line;
+    int nr = 0;
+
+    g_assert_true(g_file_get_contents(file, &log, NULL, NULL));
+    for (line = log; (line = strstr(line, "a part of a page of 2048 KiB"));
+         line++) {
+        nr++;
+    }
+    return nr;
+}
+
+/* Whole backing pages, by bitmap and by numbers, then parts of them */
+static void check_warning(Balloon *b, const char *file)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    int i;
+
+    g_assert_cmpint(qvirtio_config_readl(b->dev, CONFIG_GRANULE), ==, 21);
+    add_record(msg, 21, AREA >> 21, 0x3, 8);
+    add_record(msg, 12, AREA_PFN + 1024, UINT64_MAX, 64);
+    transmit(b, INFLATE, msg);
+    g_assert_cmpint(grown(b, "partial-bytes"), ==, 0);
+    balloon_restart(b, F(VIRTIO_F_VERSION_1));
+    for (i = 0; i < 4; i++) {
+        add_pfns(msg, AREA_PFN + 256 * i, 1);
+    }
+    transmit(b, INFLATE, msg);
+    g_assert_cmpint(warnings(file), ==, 0);
+
+    for (i = 0; i < 2; i++) {
+        add_pfns(msg, AREA_PFN, 1);
+        transmit(b, INFLATE, msg);
+        g_assert_cmpint(warnings(file), ==, 1);
+    }
+    balloon_restart(b, FEATURES);
+    add_record(msg, 12, AREA_PFN, 1, 8);
+    transmit(b, INFLATE, msg);
+    g_assert_cmpint(warnings(file), ==, 1);
+    forget(b);
+}
+
 static void test_huge_pages(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
+    g_autofree char *file = data;
     uint64_t addr;
     Balloon b;
     int i;
 
-    if (!data) {
+    if (!file) {
         g_test_skip("not enough free huge pages of 2 MiB");
         return;
     }
     balloon_init(&b, obj, alloc, FEATURES);
+    check_warning(&b, file);
 
     /* Less than a backing page stays, wherever in it */
     fill(&b, AREA, 8 * MiB);
@@ -1277,6 +1373,8 @@ static void test_huge_pages(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&b, "discards"), ==, 0);
     guest_free(alloc, addr);
     balloon_fini(&b);
+    unlink(file);
+    qos_invalidate_command_line();
 }
 
 static void *add_ram(GString *cmd_line, void *arg)
@@ -1308,9 +1406,12 @@ static void *add_undiscardable(GString *cmd_line, void *arg)
     return g_steal_pointer(&file);
 }
 
+/* And what QEMU says */
 static void *add_huge_pages(GString *cmd_line, void *arg)
 {
     g_autofree char *free_pages = NULL;
+    g_autofree char *file = NULL;
+    int fd;
 
     if (!g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
                              "free_hugepages", &free_pages, NULL, NULL) ||
@@ -1318,10 +1419,14 @@ static void *add_huge_pages(GString *cmd_line, void *arg)
         add_ram(cmd_line, arg);
         return NULL;
     }
+    fd = g_file_open_tmp("virtio-balloon-XXXXXX", &file, NULL);
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
     g_string_append_printf(cmd_line, " -machine memory-backend=m0"
                            " -object memory-backend-memfd,id=m0,size=%dM,"
-                           "hugetlb=on,hugetlbsize=2M", RAM_MIB);
-    return add_ram(cmd_line, arg);
+                           "hugetlb=on,hugetlbsize=2M 2>%s", RAM_MIB, file);
+    add_ram(cmd_line, arg);
+    return g_steal_pointer(&file);
 }
 
 static void register_virtio_balloon_test(void)
@@ -1346,6 +1451,10 @@ static void register_virtio_balloon_test(void)
         { "pfn-array-declined", test_pfn_array },
         { "pfn-array-off", test_pfn_array, NULL,
           "id=balloon0,disable-modern=on" },
+        { "granule", test_granule },
+        { "granule-off", test_granule, NULL, "id=balloon0,page-bitmap=off" },
+        { "granule-2M", test_granule, NULL,
+          "id=balloon0,page-bitmap=on,page-bitmap-granule=2M" },
         { "queue-size", test_queue_size, NULL,
           "id=balloon0,page-bitmap=on,x-queue-size=1" },
         { "packed", test_packed, NULL, "id=balloon0,page-bitmap=on,packed=on" },

@@ -11,6 +11,7 @@
 
 /* The counters are since the device was created. */
 typedef struct BalloonInflate {
+    uint64_t granule;           /* property: at least so many bytes */
     BalloonRecords records[2];  /* inflate, deflate: as the queues */
     uint64_t inflated_pages;    /* of 4 KiB, in RAM */
     uint64_t deflated_pages;
@@ -21,7 +22,12 @@ typedef struct BalloonInflate {
 extern const BalloonFormat balloon_inflate_format;
 bool balloon_inflate_negotiated(VirtIODevice *vdev);
 
+/* What the driver is told that page bitmaps should be made of */
+uint32_t balloon_inflate_granule_shift(VirtIODevice *vdev);
+
 void balloon_inflate_instance_init(Object *obj);
+/* Of the properties */
+bool balloon_inflate_check(VirtIODevice *vdev, Error **errp);
 void balloon_inflate_realize(VirtIODevice *vdev);
 void balloon_inflate_unrealize(VirtIODevice *vdev);
 
