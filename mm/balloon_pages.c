@@ -11,89 +11,92 @@
  */
 #include <linux/alloc_tag.h>
 #include <linux/balloon_compaction.h>
+#include <linux/build_bug.h>
 #include <linux/export.h>
+#include <linux/gfp.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/page_owner.h>
 #include <linux/sched.h>
-#include <linux/sizes.h>
+#include <linux/sched/mm.h>
 #include <linux/swap.h>
 #include <linux/vmstat.h>
 
 #include "internal.h"
 
-/*
- * Free memory above all reserves that is taken page by page, from the smallest
- * blocks on. Were the largest blocks taken to the end, the guest would be left
- * with crumbs.
- */
-#define BALLOON_SINGLE_PAGES	(SZ_32M >> PAGE_SHIFT)
-
 /* Pages that one hold of pages_lock, with interrupts off, moves. */
 #define BALLOON_BATCH		1024
-/* The largest blocks: a block is moved in one hold. */
-#define BALLOON_BLOCK_ORDER	min(MAX_PAGE_ORDER, ilog2(BALLOON_BATCH))
+/* A block is moved in one hold. */
+static_assert(1 << BALLOON_PAGE_LIST_ORDER <= BALLOON_BATCH);
 
 /**
- * balloon_page_list_alloc() - allocate pages for a balloon
+ * balloon_page_list_alloc() - allocate blocks of pages for a balloon
  * @pages: list to append the blocks to
- * @nr_pages: number of pages wanted
+ * @order: their order, at most BALLOON_PAGE_LIST_ORDER
+ * @nr_blocks: number of blocks wanted
  *
- * Takes blocks of the largest order that the free lists have. The last free
- * memory is taken page by page, and then what balloon_page_alloc() can reclaim,
- * until none is available above the guest's reserves.
+ * Takes them from the free lists, as far as the low watermarks allow it, and
+ * makes nobody reclaim or compact. Which memory a balloon takes and how far it
+ * goes is for its driver to decide.
  *
  * The pages are not initialised, not even with init_on_alloc. They must not
  * go anywhere but into a balloon, by balloon_page_list_insert(), and from there
- * through the page allocator.
+ * through the page allocator; or back, by balloon_page_list_free().
  *
- * Context: Process context. May sleep; the caller must not hold a lock that
- * an OOM notifier takes.
- * Return: the number of pages allocated, fewer than @nr_pages when memory is
- * short.
+ * Context: Process context. May sleep.
+ * Return: the number of blocks allocated, fewer than @nr_blocks when there are
+ * no more to be had.
  */
-size_t balloon_page_list_alloc(struct list_head *pages, size_t nr_pages)
+size_t balloon_page_list_alloc(struct list_head *pages, unsigned int order, size_t nr_blocks)
 {
 	gfp_t gfp = (balloon_mapping_gfp_mask() & ~__GFP_RECLAIM) |
 		    __GFP_NOMEMALLOC | __GFP_NOWARN;
-	unsigned int order = BALLOON_BLOCK_ORDER;
-	size_t got = 0;
+	size_t got;
 
-	while (got < nr_pages) {
-		struct page *page;
+	for (got = 0; got < nr_blocks; got++) {
+		struct page *page = alloc_pages_uninit(gfp, order);
 
-		if (nr_free_pages() < totalreserve_pages + BALLOON_SINGLE_PAGES) {
-			/*
-			 * The reserves are the guest's. With nothing to reclaim
-			 * it could not even start a thread without them.
-			 */
-			if (si_mem_available() <= 0)
-				break;
-			order = 0;
-		}
-		order = min_t(unsigned int, order, ilog2(nr_pages - got));
-		page = alloc_pages_uninit(gfp, order);
-		if (!page && order) {
-			order--;
-			continue;
-		}
-		/*
-		 * Memory is short. What reclaim finds was in use a moment ago,
-		 * so that initialising it makes the host back nothing anew.
-		 */
-		if (!page)
-			page = balloon_page_alloc();
 		if (!page)
 			break;
-
 		set_page_private(page, order);
 		list_add_tail(&page->lru, pages);
-		got += 1U << order;
 		cond_resched();
 	}
 	return got;
 }
 EXPORT_SYMBOL_GPL(balloon_page_list_alloc);
+
+/**
+ * balloon_page_reclaim() - reclaim some memory for a balloon
+ *
+ * What an allocation does that finds nothing above the minimum watermarks, but
+ * nothing is allocated, and it does not take free memory to be that short: for
+ * a balloon that leaves others what they need. When there is nothing to reclaim,
+ * pages in per-CPU lists, which look as if they were in use, are given to the
+ * free lists.
+ *
+ * Context: Process context. May sleep; the caller must not hold a lock that
+ * reclaim takes.
+ * Return: the number of pages reclaimed, 0 when there is nothing to reclaim at
+ * the moment.
+ */
+unsigned long balloon_page_reclaim(void)
+{
+	gfp_t gfp = balloon_mapping_gfp_mask();
+	struct zonelist *zonelist = node_zonelist(numa_mem_id(), gfp);
+	unsigned int noreclaim;
+	unsigned long nr;
+
+	fs_reclaim_acquire(gfp);
+	noreclaim = memalloc_noreclaim_save();
+	nr = try_to_free_pages(zonelist, 0, gfp, NULL);
+	memalloc_noreclaim_restore(noreclaim);
+	fs_reclaim_release(gfp);
+	if (!nr)
+		drain_all_pages(NULL);
+	return nr;
+}
+EXPORT_SYMBOL_GPL(balloon_page_reclaim);
 
 /*
  * Put the pages of a block on a balloon's list; pages_lock is held, and the

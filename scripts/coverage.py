@@ -28,7 +28,7 @@ from series import Series  # noqa: E402 pylint: disable=wrong-import-position
 
 KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
           "drivers/virtio/virtio_balloon_core", "drivers/virtio/virtio_balloon_bitmap",
-          "drivers/virtio/virtio_balloon_misc"]
+          "drivers/virtio/virtio_balloon_misc", "drivers/virtio/virtio_balloon_take"]
 QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-run.c",
         "hw_virtio_virtio-balloon-slice.c", "hw_virtio_virtio-balloon-discard.c",
         "hw_virtio_virtio-balloon-records.c", "hw_virtio_virtio-balloon-inflate.c",

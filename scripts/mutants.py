@@ -65,22 +65,21 @@ MUTANTS = [
            "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2,
            "kunit", r"not ok \d+ device_good"),
     Mutant("4 the balloon moves without its lock", "patches/*-inflate-and-deflate-by-page-bitmaps.patch",
-           """+	mutex_lock(&vb->balloon_lock);
-+	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
-+		vb->num_pages += num;
-+	else
-+		num = 0;
+           """+		mutex_lock(&vb->balloon_lock);
++		if (balloon_bitmap_inflate(&vb->bitmap, &piece)) {
++			vb->num_pages += num;
++			filled += num;
++		}
 """,
-           """+	if (balloon_bitmap_inflate(&vb->bitmap, &pages))
-+		vb->num_pages += num;
-+	else
-+		num = 0;
-+	mutex_lock(&vb->balloon_lock);
+           """+		if (balloon_bitmap_inflate(&vb->bitmap, &piece)) {
++			vb->num_pages += num;
++			filled += num;
++		}
++		mutex_lock(&vb->balloon_lock);
 """, "debug", "WARNING: .*balloon", "guest-debug"),
-    Mutant("5 unbounded work under the lock", BITMAP,
-           """	return balloon_page_list_alloc(pages, min(nr_pages,
-						  (size_t)BALLOON_BITMAP_CHUNK >> PAGE_SHIFT));""",
-           "	return balloon_page_list_alloc(pages, nr_pages);",
+    Mutant("5 unbounded work under the lock", "patches/*-inflate-and-deflate-by-page-bitmaps.patch",
+           "+	balloon_take_init(&vb->take, vdev, BALLOON_BITMAP_CHUNK >> PAGE_SHIFT);",
+           "+	balloon_take_init(&vb->take, vdev, SZ_1G >> PAGE_SHIFT);",
            "kunit", r"not ok \d+ device_chunks"),
     Mutant("6 pages are released twice", BITMAP,
            "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {",

@@ -18,6 +18,7 @@ ours() { scripts/series.py inputs linux | grep '\.[ch]$'; }
 objects="mm/page_alloc.o mm/page_bitmap.o mm/balloon_pages.o mm/unused_pages.o mm/tests/page_bitmap_kunit.o
 	mm/tests/balloon_pages_kunit.o mm/tests/unused_pages_kunit.o
 	drivers/virtio/virtio_balloon_core.o drivers/virtio/virtio_balloon_bitmap.o drivers/virtio/virtio_balloon_misc.o
+	drivers/virtio/virtio_balloon_take.o drivers/virtio/tests/virtio_balloon_take_kunit.o
 	drivers/virtio/tests/virtio_balloon_bitmap_kunit.o drivers/virtio/tests/virtio_balloon_misc_kunit.o
 	drivers/virtio/tests/virtio_balloon_device_kunit.o"
 files="$(ours | tr '\n' ' ')drivers/virtio/virtio_balloon_core.c"

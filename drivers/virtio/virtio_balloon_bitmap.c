@@ -295,24 +295,11 @@ static int balloon_bitmap_tell(struct balloon_bitmap *bb, struct virtqueue *vq,
 }
 
 /**
- * balloon_bitmap_alloc() - allocate pages for one call of balloon_bitmap_inflate()
- * @pages: list to append the pages to, in blocks
- * @nr_pages: number of pages wanted
- *
- * Context: Process context, balloon_lock is not held. May sleep.
- * Return: the number of pages allocated; 0 when memory is short.
- */
-size_t balloon_bitmap_alloc(struct list_head *pages, size_t nr_pages)
-{
-	return balloon_page_list_alloc(pages, min(nr_pages,
-						  (size_t)BALLOON_BITMAP_CHUNK >> PAGE_SHIFT));
-}
-
-/**
  * balloon_bitmap_inflate() - put pages into the balloon
  * @bb: the sender
- * @pages: pages of balloon_bitmap_alloc(); empty afterwards, unless the queue
- *	is broken: then the pages are still the caller's
+ * @pages: pages that are not initialised, in blocks, BALLOON_BITMAP_CHUNK bytes
+ *	of them at most; empty afterwards, unless the queue is broken: then the
+ *	pages are still the caller's
  *
  * Context: Process context, balloon_lock is held. Waits for the device.
  * Return: true when the pages were put into the balloon, all of them.

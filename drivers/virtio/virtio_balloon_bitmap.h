@@ -89,7 +89,6 @@ void balloon_bitmap_destroy(struct balloon_bitmap *bb);
 void balloon_bitmap_attach(struct balloon_bitmap *bb, struct virtqueue *inflate_vq,
 			   struct virtqueue *deflate_vq);
 void balloon_bitmap_detach(struct balloon_bitmap *bb);
-size_t balloon_bitmap_alloc(struct list_head *pages, size_t nr_pages);
 bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages);
 size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t gfp);
 bool balloon_bitmap_usable(const struct balloon_bitmap *bb);

@@ -7,6 +7,7 @@
 #include <linux/delay.h>
 #include <linux/list.h>
 #include <linux/mm.h>
+#include <linux/sched.h>
 
 /* More than a block of the largest order, and not a multiple of anything. */
 #define NR	(MAX_ORDER_NR_PAGES + 77)
@@ -41,9 +42,16 @@ static size_t pages_of(struct list_head *blocks)
 	return nr;
 }
 
+/* So many pages, in blocks as large as they can be, or as free memory has them. */
 static void alloc_blocks(struct kunit *test, struct list_head *blocks, size_t nr)
 {
-	KUNIT_EXPECT_EQ(test, balloon_page_list_alloc(blocks, nr), nr);
+	unsigned int order = BALLOON_PAGE_LIST_ORDER;
+	size_t left = nr;
+
+	do {
+		left -= balloon_page_list_alloc(blocks, order, left >> order) << order;
+	} while (order--);
+	KUNIT_EXPECT_EQ(test, left, (size_t)0);
 	KUNIT_EXPECT_EQ(test, pages_of(blocks), nr);
 }
 
@@ -88,12 +96,45 @@ static void balloon_alloc_exact(struct kunit *test)
 		alloc_blocks(test, &blocks, sizes[i]);
 		list_for_each_entry(page, &blocks, lru)
 			wrong += page_count(page) != 1 || PageCompound(page) ||
-				 page_private(page) > 10 ||
+				 page_private(page) > BALLOON_PAGE_LIST_ORDER ||
 				 !IS_ALIGNED(page_to_pfn(page), 1UL << page_private(page));
 		KUNIT_EXPECT_EQ(test, wrong, 0UL);
 		balloon_page_list_free(&blocks);
 		KUNIT_EXPECT_TRUE(test, list_empty(&blocks));
 	}
+}
+
+/* All blocks of a list are of the order that was asked for, each apart from the others. */
+static void balloon_alloc_order(struct kunit *test)
+{
+	unsigned int order;
+
+	for (order = 0; order <= BALLOON_PAGE_LIST_ORDER; order++) {
+		unsigned long wrong = 0;
+		struct page *page;
+		LIST_HEAD(blocks);
+		size_t got;
+
+		got = balloon_page_list_alloc(&blocks, order, 3);
+		KUNIT_EXPECT_EQ(test, list_count_nodes(&blocks), got);
+		KUNIT_EXPECT_EQ(test, pages_of(&blocks), got << order);
+		list_for_each_entry(page, &blocks, lru)
+			wrong += page_private(page) != order;
+		KUNIT_EXPECT_EQ(test, wrong, 0UL);
+		KUNIT_EXPECT_EQ(test, balloon_page_list_alloc(&blocks, order, 0), (size_t)0);
+		balloon_page_list_free(&blocks);
+	}
+}
+
+/* It takes nothing and ends, whether there is something to reclaim or not. */
+static void balloon_reclaim(struct kunit *test)
+{
+	unsigned long total = totalram_pages();
+	unsigned int noreclaim = current->flags & PF_MEMALLOC;
+
+	balloon_page_reclaim();
+	KUNIT_EXPECT_EQ(test, totalram_pages(), total);
+	KUNIT_EXPECT_EQ(test, current->flags & PF_MEMALLOC, noreclaim);
 }
 
 /* In the balloon and out of it again there are base pages, each with a reference. */
@@ -207,6 +248,8 @@ static void balloon_no_leak(struct kunit *test)
 
 static struct kunit_case balloon_pages_cases[] = {
 	KUNIT_CASE(balloon_alloc_exact),
+	KUNIT_CASE(balloon_alloc_order),
+	KUNIT_CASE(balloon_reclaim),
 	KUNIT_CASE(balloon_insert),
 	KUNIT_CASE(balloon_free_held),
 	KUNIT_CASE(balloon_free_any_order),

@@ -37,7 +37,8 @@ install_guest() {
 	local m
 	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
 		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
-		drivers/virtio/tests/virtio_balloon_bitmap_kunit drivers/virtio/tests/virtio_balloon_device_kunit; do
+		drivers/virtio/tests/virtio_balloon_bitmap_kunit drivers/virtio/tests/virtio_balloon_take_kunit \
+		drivers/virtio/tests/virtio_balloon_device_kunit; do
 		[ -e "$1/$m.ko" ] || continue
 		cp "$1/$m.ko" "$2/"
 		echo "${m##*/}.ko" >>"$2/modules.order"
@@ -60,7 +61,7 @@ make_guest_debug() {
 instrument() {
 	local m
 	for m in page_bitmap balloon_pages unused_pages virtio_balloon_core virtio_balloon_bitmap \
-		virtio_balloon_misc; do
+		virtio_balloon_misc virtio_balloon_take; do
 		kflags+=("$1_$m.o=y")
 	done
 }

@@ -816,6 +816,55 @@ static void device_chunks(struct kunit *test)
 	remove_and_judge(d, &before, "chunks");
 }
 
+/* Whatever the device says of its granule, pages go in and out as ever. */
+static void device_granule(struct kunit *test)
+{
+	static const u32 shifts[] = { 7, 12, 16, 21, 30, 31, 63, U32_MAX };
+	struct account before = take_account();
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(shifts); i++) {
+		struct device_double *d = double_new(test, BITMAPS, 16);
+
+		d->config.page_bitmap_granule_shift = cpu_to_le32(shifts[i]);
+		if (!double_add(d)) {
+			double_remove(d);
+			kunit_skip(test, "virtio_balloon is not loaded");
+		}
+		target(d, SZ_16M + SZ_64K);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+		KUNIT_EXPECT_EQ(test, d->nr_inside, (SZ_16M + SZ_64K) >> PAGE_SHIFT);
+		target(d, SZ_64K);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+		KUNIT_EXPECT_EQ(test, d->nr_inside, SZ_64K >> PAGE_SHIFT);
+		remove_and_judge(d, &before, "granule");
+	}
+}
+
+/* A target that is out of reach is given up in between, and the next one is heard. */
+static void device_out_of_reach(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_start(test, BITMAPS, 16);
+	unsigned long inside;
+
+	target(d, (u64)U32_MAX << VIRTIO_BALLOON_PFN_SHIFT);
+	/* It takes what it can get, and then leaves the guest in peace. */
+	do {
+		inside = READ_ONCE(d->nr_inside);
+		msleep(1000);
+	} while (READ_ONCE(d->nr_inside) > inside);
+	KUNIT_EXPECT_GT(test, inside, 0UL);
+	/* It waits for its next try, but not to hear of this. */
+	target(d, SZ_8M);
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+	KUNIT_EXPECT_EQ(test, d->nr_inside, SZ_8M >> PAGE_SHIFT);
+	target(d, (u64)U32_MAX << VIRTIO_BALLOON_PFN_SHIFT);
+	/* Out of reach again, or with a sanitizer on the way there. */
+	msleep(300);
+	remove_and_judge(d, &before, "out of reach");
+}
+
 static void device_answers(struct kunit *test)
 {
 	struct account before = take_account();
@@ -1360,6 +1409,8 @@ static const struct kunit_attributes slow = { .speed = KUNIT_SPEED_SLOW };
 static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_good),
 	KUNIT_CASE_SLOW(device_chunks),
+	KUNIT_CASE_SLOW(device_granule),
+	KUNIT_CASE_SLOW(device_out_of_reach),
 	KUNIT_CASE_SLOW(device_answers),
 	KUNIT_CASE_SLOW(device_wavers),
 	/* By parts: what a case may take is limited, and a sanitizer slow. */

@@ -10,12 +10,18 @@
  *	unused SIZE		print, of the first SIZE of physical memory, the ranges
  *				of page frames that the kernel shows as free or offline
  *	thp SIZE		print how many huge pages a region of SIZE gets
+ *	punch SIZE KEEP		keep one page in KEEP of huge pages
+ *	lock SIZE		hold, and lock it
+ *	rounds SIZE [MS]	read every page, round after round, MS from one to the next;
+ *				SIGTERM: print how many rounds, and the longest, in us
+ *	bystander SIZE MS	every MS map SIZE, touch it and unmap it, and fork; SIGTERM:
+ *				print how often, and the longest of each, in us
  *	stamp SIZE [SECONDS]	keep rewriting pages and verifying their content;
  *				SIGTERM or the end of SECONDS: verify them all
  *	churn SIZE [SECONDS]	the same, and keep giving pages back, too
  *
  * Loads that stay print "ready" and its address when their memory is in place.
- * Except for thp, memory is made of base pages.
+ * Except for thp and punch, memory is made of base pages.
  */
 #include <errno.h>
 #include <signal.h>
@@ -26,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -187,18 +194,13 @@ static void unused(uint64_t size)
 	fclose(f);
 }
 
-static void thp(size_t size)
+/* How many huge pages a region has. */
+static size_t huge_pages(unsigned long start, size_t size)
 {
-	char *p = map(size + HUGE_SIZE), line[256];
-	unsigned long from, to, start, kib = 0;
+	unsigned long from, to, kib = 0;
 	bool inside = false;
+	char line[256];
 	FILE *f;
-
-	start = ((unsigned long)p + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1);
-	size = size / HUGE_SIZE * HUGE_SIZE;
-	if (madvise((void *)start, size, MADV_HUGEPAGE))
-		die("madvise(MADV_HUGEPAGE): %s", strerror(errno));
-	touch((char *)start, size);
 
 	f = fopen("/proc/self/smaps", "r");
 	if (!f)
@@ -212,8 +214,52 @@ static void thp(size_t size)
 			kib += n;
 	}
 	fclose(f);
-	printf("%lu of %lu huge pages\n", kib / (HUGE_SIZE >> 10),
-	       size / HUGE_SIZE);
+	return kib / (HUGE_SIZE >> 10);
+}
+
+/* A region of huge pages, as many as there are to be had. */
+static char *map_huge_pages(size_t size)
+{
+	char *p = map(size + HUGE_SIZE);
+
+	p += -(unsigned long)p & (HUGE_SIZE - 1);
+	if (madvise(p, size, MADV_HUGEPAGE))
+		die("madvise(MADV_HUGEPAGE): %s", strerror(errno));
+	touch(p, size);
+	return p;
+}
+
+static void thp(size_t size)
+{
+	char *p;
+
+	size = size / HUGE_SIZE * HUGE_SIZE;
+	p = map_huge_pages(size);
+	printf("%zu of %zu huge pages\n", huge_pages((unsigned long)p, size), size / HUGE_SIZE);
+}
+
+static void punch(size_t size, unsigned long keep)
+{
+	size_t group = keep * page_size, huge, i;
+	char *p;
+
+	size = size / HUGE_SIZE * HUGE_SIZE;
+	p = map_huge_pages(size);
+	huge = huge_pages((unsigned long)p, size);
+	if (huge < size / HUGE_SIZE * 9 / 10)
+		die("only %zu of %zu huge pages", huge, size / HUGE_SIZE);
+	for (i = 0; i + group <= size && keep > 1; i += group)
+		give_back(p + i + page_size, group - page_size);
+	stay(p);
+}
+
+static void lock(size_t size)
+{
+	char *p = map_base_pages(size);
+
+	if (mlock(p, size))
+		die("mlock: %s", strerror(errno));
+	stay(p);
 }
 
 /*
@@ -276,6 +322,79 @@ static void on_term(int sig)
 	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
 }
 
+static bool stopped(void)
+{
+	return __atomic_load_n(&stop, __ATOMIC_RELAXED);
+}
+
+static uint64_t now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000ULL + ts.tv_nsec / 1000;
+}
+
+/* Keeps the longest; returns when it was. */
+static uint64_t measure(uint64_t *longest, uint64_t begin)
+{
+	uint64_t now = now_us();
+
+	if (now - begin > *longest)
+		*longest = now - begin;
+	return now;
+}
+
+static void read_in_rounds(size_t size, unsigned long ms)
+{
+	char *p = map_base_pages(size);
+	uint64_t longest = 0, begin;
+	unsigned long nr = 0;
+	size_t i;
+
+	touch(p, size);
+	signal(SIGTERM, on_term);
+	say_ready(p);
+	while (!stopped()) {
+		begin = now_us();
+		for (i = 0; i < size && !stopped(); i += page_size)
+			__atomic_load_n(p + i, __ATOMIC_RELAXED);
+		measure(&longest, begin);
+		nr++;
+		usleep(ms * 1000);
+	}
+	printf("%lu rounds, longest %llu us\n", nr, (unsigned long long)longest);
+}
+
+static void bystander(size_t size, unsigned long ms)
+{
+	uint64_t mapped = 0, forked = 0, begin;
+	unsigned long nr = 0;
+	pid_t pid;
+	char *p;
+
+	signal(SIGTERM, on_term);
+	say_ready(NULL);
+	for (; !stopped(); nr++) {
+		begin = now_us();
+		p = map_base_pages(size);
+		touch(p, size);
+		munmap(p, size);
+		begin = measure(&mapped, begin);
+		pid = fork();
+		if (!pid)
+			_exit(0);
+		if (pid < 0)
+			die("fork: %s", strerror(errno));
+		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			;
+		measure(&forked, begin);
+		usleep(ms * 1000);
+	}
+	printf("%lu times, longest touch %llu us, longest fork %llu us\n", nr,
+	       (unsigned long long)mapped, (unsigned long long)forked);
+}
+
 static void stamp(size_t size, unsigned long seconds, bool churn)
 {
 	struct stamped s = { .nr = size / page_size };
@@ -292,7 +411,7 @@ static void stamp(size_t size, unsigned long seconds, bool churn)
 	}
 	say_ready(s.base);
 
-	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED) && (!seconds || time(NULL) < end)) {
+	while (!stopped() && (!seconds || time(NULL) < end)) {
 		x = mix(x + 0x9e3779b97f4a7c15ULL);
 		i = (x >> 1) % s.nr;
 		verify_stamp(&s, i);
@@ -323,8 +442,9 @@ int main(int argc, char **argv)
 
 	page_size = sysconf(_SC_PAGESIZE);
 	if (argc < 3)
-		die("usage: touch|hold|thp|unused SIZE, fragment SIZE KEEP [BLOCK],\n"
-		    "scatter SIZE KEEP, stamp|churn SIZE [SECONDS]");
+		die("usage: touch|hold|lock|thp|unused SIZE, fragment SIZE KEEP [BLOCK],\n"
+		    "scatter|punch SIZE KEEP, stamp|churn SIZE [SECONDS], rounds SIZE [MS],\n"
+		    "bystander SIZE MS");
 	size = parse_size(argv[2]);
 
 	if (!strcmp(verb, "touch") || !strcmp(verb, "hold")) {
@@ -341,6 +461,14 @@ int main(int argc, char **argv)
 		unused(size);
 	} else if (!strcmp(verb, "thp")) {
 		thp(size);
+	} else if (!strcmp(verb, "punch") && argc == 4) {
+		punch(size, parse_number(argv[3]));
+	} else if (!strcmp(verb, "lock")) {
+		lock(size);
+	} else if (!strcmp(verb, "rounds")) {
+		read_in_rounds(size, argc > 3 ? parse_number(argv[3]) : 1);
+	} else if (!strcmp(verb, "bystander") && argc == 4) {
+		bystander(size, parse_number(argv[3]));
 	} else if (!strcmp(verb, "stamp") || !strcmp(verb, "churn")) {
 		stamp(size, argc > 3 ? parse_number(argv[3]) : 0, verb[0] == 'c');
 	} else {

@@ -419,7 +419,7 @@ def memfd(run: Run) -> None:
 def hugetlb(run: Run) -> None:
     """memory of 2 MiB pages: whole ones are given back, parts are not discarded"""
     size = 512 * MIB
-    with huge_pages(run, size), run.guest(backend="hugetlb", prealloc=True, memory=size) as guest:
+    with huge_pages(run.kernel, size), run.guest(backend="hugetlb", prealloc=True, memory=size) as guest:
         move = guest.balloon(192 * MIB)
         # Of an array of 256 pages QEMU never discards a part of a huge page.
         require(not run.bitmap or move.rss < -240 * MIB,
@@ -460,9 +460,6 @@ def no_memory(run: Run, kind: str) -> None:
         # After it, since it would take a CPU from it.
         stamp = guest.start("balloon_mem stamp 32M").wait_ready()
         before, moved = guest.stats(), guest.vmstat()["balloon_migrate"]
-        # The large blocks first; what is moved below is scattered.
-        size = guest.memory - (guest.meminfo()["MemFree"] // MIB - 150) * MIB
-        guest.balloon(size)
         # The workers that are there, so that the balloon's is among them. Of
         # pages, orders above 0 only.
         guest.sh(f"""
@@ -475,15 +472,16 @@ def no_memory(run: Run, kind: str) -> None:
             echo N > ignore-gfp-wait
             [ ! -e min-order ] || {{ echo 1 > min-order; echo N > ignore-gfp-highmem; }}
             echo 0 > verbose; echo 1000000 > times; echo 100 > probability""")
-        # With four segments, a message for every few pages: slow under KASAN.
-        guest.balloon(size - 60 * MIB)
-        guest.balloon(size)
+        # The scattered pages go first. With four segments, a message for every few of
+        # them: slow under KASAN.
+        guest.balloon(guest.memory - 60 * MIB)
+        guest.balloon(guest.memory - 20 * MIB)
         left = int(guest.sh(f"cd /sys/kernel/debug/{kind}; echo 0 > probability; cat times"))
         stamp.finish()
         require(not run.bitmap or left < 1000000, "no allocation of the balloon failed")
         guest.balloon(guest.memory)
         moved = guest.vmstat()["balloon_migrate"] - moved
-        counters(guest, before, run.bitmap, (guest.memory - size + 60 * MIB) // PAGE, moved)
+        counters(guest, before, run.bitmap, 60 * MIB // PAGE, moved)
 
 
 @test

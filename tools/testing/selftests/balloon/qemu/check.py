@@ -30,6 +30,7 @@ import lab
 import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
+import reclaim_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests
 from harness import TESTS, Failure, Run, Test
 from lab import GIB, Skip

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
@@ -143,9 +147,9 @@ def suspends(kernel: str) -> bool:
 
 
 @contextlib.contextmanager
-def huge_pages(run: Run, size: int, guests: int = 1) -> Iterator[None]:
+def huge_pages(kernel: str, size: int, guests: int = 1) -> Iterator[None]:
     """Have the host reserve huge pages for guests of this size, or skip."""
-    need = guests * (size + overhead(run.kernel, size)) // (2 * MIB)
+    need = guests * (size + overhead(kernel, size)) // (2 * MIB)
     pool = Path("/proc/sys/vm/nr_hugepages")
 
     def reserve(pages: int) -> bool:
@@ -167,6 +171,27 @@ def huge_pages(run: Run, size: int, guests: int = 1) -> Iterator[None]:
         yield
     finally:
         reserve(-need)
+
+
+@contextlib.contextmanager
+def disk(run: Run, size: int, file_system: str = "", rate: int = 0) -> Iterator[Dict[str, Any]]:
+    """What a guest has to be told to have a disk, /dev/vda, of so many bytes a second at most."""
+    needs("guest", "VIRTIO_BLK")
+    run.logs.mkdir(parents=True, exist_ok=True)
+    path = run.logs / "disk"
+    with open(path, "wb") as file:
+        file.truncate(size)
+    try:
+        if file_system:
+            mkfs = shutil.which(f"mkfs.{file_system}", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+            if not mkfs:
+                raise Skip(f"the host has no mkfs.{file_system}")
+            subprocess.run([mkfs, "-q", "-F", path], check=True, stdout=sys.stderr)
+        limit = f",throttling.bps-total={rate}" if rate else ""
+        yield {"drives": [f"if=none,id=disk0,format=raw,cache=unsafe,file={path}{limit}"],
+               "devices": [f"virtio-blk-{arch(run.kernel).bus},drive=disk0"]}
+    finally:
+        path.unlink()
 
 
 @contextlib.contextmanager

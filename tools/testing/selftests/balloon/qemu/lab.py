@@ -269,7 +269,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
               hotplug: bool = False, incoming: bool = False,
               objects: Sequence[str] = (), devices: Sequence[str] = (),
-              cpus: int = 2) -> List[str]:
+              drives: Sequence[str] = (), cpus: int = 2) -> List[str]:
     """QEMU's arguments for a guest, without console and agent."""
     # pylint: disable=too-many-arguments
     bus, accel = virtio_bus(kernel, machine), accelerator(kernel)
@@ -312,6 +312,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
     args += ["-device", ",".join(device)]
     for one in objects:
         args += ["-object", one]
+    for one in drives:
+        args += ["-drive", one]
     for one in devices:
         args += ["-device", one]
     if incoming:
@@ -503,6 +505,13 @@ class Guest:
     def vmstat(self) -> Dict[str, int]:
         """/proc/vmstat."""
         return self._pairs("/proc/vmstat")
+
+    def large_blocks(self) -> int:
+        """Bytes of free memory in blocks that a huge page can be made of."""
+        return sum(int(nr) * (self.arch.page << order)
+                   for line in self.sh("cat /proc/buddyinfo").splitlines()
+                   for order, nr in enumerate(line.split()[4:])
+                   if self.arch.page << order >= 2 * MIB)
 
     # QEMU's end.
 

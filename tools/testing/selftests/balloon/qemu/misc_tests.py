@@ -380,7 +380,7 @@ def misc_migration_multifd(run: Run) -> None:
 def misc_migration_hugetlb(run: Run) -> None:
     """the same with memory of 2 MiB pages"""
     size = 512 * MIB
-    with huge_pages(run, size, guests=2):
+    with huge_pages(run.kernel, size, guests=2):
         left_out(chain(run, 4, "balloon_mem churn 128M", rounds=3,
                        more={"backend": "hugetlb", "memory": size}))
 
