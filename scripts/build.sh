@@ -6,7 +6,6 @@
 # guest-debug	our kernel with sanitizers, lockdep and fault injection
 # guest-gcov	our kernel, counting which lines of our files run
 # guest-kcsan	our kernel, looking for data races in our files
-# guest-stock	the same configuration, unpatched
 # guest-debian	Debian 13's binary of the same kernel
 # guest-debian12	Debian 12's own kernel, 6.1
 # guest-s390x guest-arm64 guest-i386	our kernel for another architecture
@@ -129,7 +128,6 @@ main() {
 		guest)		hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config) ;;
 		guest-debug | guest-gcov | guest-kcsan | guest-s390x | guest-arm64 | guest-i386)
 			hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config "$c/${name#*-}.config") ;;
-		guest-stock)	hash=$(key "$name" "$(fetch_linux)" none $c/guest.config) ;;
 		kunit-uml)	hash=$(key "$name" "$(fetch_linux)" linux $c/uml.config) ;;
 		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
 		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel bookworm)" none) ;;

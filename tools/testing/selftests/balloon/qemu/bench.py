@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Measure inflating and deflating, live migration, and the guest's walk.
 
-Balloon: for each case two guests, with page bitmaps and with PFN arrays, are up at
-the same time and take turns, so that both see the same machine. Migration: a guest
+Balloon: for each case a guest by page bitmaps, one by page numbers, and one by page
+numbers as today, without us, are up at the same time and take turns, so that all see the
+same machine. Ratios are against the last. Migration: a guest
 for each of plain, FREE_PAGE_HINT and misc queue goes from host to host. Tables on
 stdout give medians and ratios; they are in <build>/bench/figures as well, every single
 figure is in bench.json, and the pictures are beside it. With --keep, tables and pictures
@@ -13,6 +14,7 @@ take the place of those in the repository's figures/.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -22,28 +24,36 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import migrate
-from lab import BUILD, GIB, MIB, PAGE, ROOT, Guest, LabError, Move, accelerator, artifact
+import reclaim_tests
+from harness import Run, huge_pages
+from lab import (BUILD, GIB, MIB, PAGE, ROOT, WAYS, Guest, Job, LabError, Move, Skip, accelerator,
+                 artifact)
 
 OUT = BUILD.parent / "bench"
 Results = Dict[str, Dict[str, List[Move]]]
+Load = Callable[[Guest], Optional[Job]]     # what it leaves running, if anything
 
 
-def touched(guest: Guest) -> None:
+def touched(size: int = 0) -> Load:
     """Have the host back what will be inflated."""
-    guest.sh(f"balloon_mem touch {(guest.memory - GIB) // MIB}M", 300)
+    def load(guest: Guest) -> None:
+        guest.sh(f"balloon_mem touch {(size or guest.memory - GIB) // MIB}M", 300)
+    return load
 
 
-def fragmented(guest: Guest) -> None:
-    """Leave one page in 32 of 6.5 GiB in use."""
-    guest.start("balloon_mem fragment 6656M 32").wait_ready(300)
+def crumbs(size: int, keep: int, verb: str = "fragment") -> Load:
+    """Leave one page in so many of a size in use; with "scatter" the others are freed in no order."""
+    def load(guest: Guest) -> Job:
+        return guest.start(f"balloon_mem {verb} {size // MIB}M {keep}").wait_ready(300)
+    return load
 
 
-def scattered(guest: Guest) -> None:
-    """The same, but with the other pages freed all over, in no order."""
-    guest.start("balloon_mem scatter 6656M 32").wait_ready(300)
+def whole_huge_pages(guest: Guest) -> None:
+    """The same as touched(), by transparent huge pages."""
+    guest.sh("balloon_mem thp 1500M", 300)
 
 
 class Case(NamedTuple):
@@ -54,76 +64,205 @@ class Case(NamedTuple):
     memory: int = 8 * GIB
     keep: int = GIB
     append: str = ""
-    once: Optional[Callable[[Guest], None]] = None      # when the guest is up
-    each: Optional[Callable[[Guest], None]] = None      # before each run
+    load: Optional[Load] = None     # before each run
     inflate: Optional[float] = None
     deflate: Optional[float] = None
     runs: float = 1     # part of the number of runs
+    slow: bool = False  # where the host backs GiB for each run, it takes minutes
+    backend: str = ""
+    balloon: Dict[str, str] = {}
 
 
 CASES = [
     Case("fresh", "8 GiB, 7 not backed", inflate=12, deflate=4),
-    Case("backed", "8 GiB, 7 backed", each=touched, inflate=30, deflate=4),
-    Case("fragmented", "8 GiB, 1 page in 32 in use", keep=3 * GIB // 2, once=fragmented, inflate=3),
-    Case("scattered", "the same, freed in no order", keep=3 * GIB // 2, once=scattered,
-         runs=0.4),
-    Case("init", "8 GiB, init_on_alloc=1", append="init_on_alloc=1", inflate=80),
+    Case("backed", "8 GiB, 7 backed", load=touched(), inflate=30, deflate=4,
+         slow=True),
+    Case("fragmented", "8 GiB, 1 page in 32 in use", keep=3 * GIB // 2,
+         load=crumbs(6656 * MIB, 32), inflate=3, slow=True),
+    Case("scattered", "the same, freed in no order", keep=3 * GIB // 2,
+         load=crumbs(6656 * MIB, 32, "scatter"), runs=0.4, slow=True),
+    Case("init", "8 GiB, init_on_alloc=1", append="init_on_alloc=1", inflate=80, runs=0.4,
+         slow=True),
     Case("small", "2 GiB, 1 not backed", memory=2 * GIB),
-    Case("large", "32 GiB, 31 not backed", memory=32 * GIB, runs=0.4),
+    Case("large", "32 GiB, 31 not backed", memory=32 * GIB, runs=0.4, slow=True),
 ]
+# What the host gets back of a guest that has used 1500 MiB
+USED = 1500 * MIB
+RETURNS = [one._replace(memory=one.memory if one.backend else 4 * GIB, runs=0.4) for one in (
+    Case("idle", "4 GiB, idle", keep=3 * GIB),
+    Case("whole", "1500 MiB used and freed", keep=3 * GIB, load=touched(USED)),
+    Case("whole-thp", "the same, in huge pages", keep=3 * GIB, load=whole_huge_pages,
+         append="transparent_hugepage=always"),
+    Case("crumbs-32", "freed but 1 page in 32", keep=3 * GIB, load=crumbs(USED, 32), inflate=5),
+    Case("crumbs-17", "freed but 1 page in 17", keep=3 * GIB, load=crumbs(USED, 17)),
+    Case("crumbs-3", "freed but 1 page in 3", keep=4 * GIB - 640 * MIB, load=crumbs(USED, 3)),
+    Case("crumbs-2", "freed but 1 page in 2", keep=4 * GIB - 640 * MIB, load=crumbs(USED, 2)),
+    Case("crumbs-reporting", "but 1 in 32, reporting", keep=3 * GIB, load=crumbs(USED, 32),
+         balloon={"free-page-reporting": "on"}),
+    Case("whole-hugetlb", "2 GiB on hugetlb, 1500 MiB", memory=2 * GIB, load=touched(USED),
+         backend="hugetlb"),
+)]
 
 
-def both(case: Case, runs: int) -> Dict[str, Dict[str, List[Move]]]:
-    """The moves of a case: mode -> direction -> one for each run."""
-    out: Results = {mode: {"inflate": [], "deflate": []} for mode in ("on", "off")}
-    guests: Dict[str, Guest] = {}
-    try:
-        for mode in out:
-            guests[mode] = Guest(f"bench-{case.name}-{mode}", memory=case.memory, reserve=False,
-                                 append=case.append, balloon={"page-bitmap": mode})
-            if case.once:
-                case.once(guests[mode])
+def moves(case: Case, runs: int) -> Results:
+    """The moves of a case: way -> direction -> one for each run."""
+    out: Results = {way: {"inflate": [], "deflate": []} for way in WAYS}
+    with contextlib.ExitStack() as stack:
+        if case.backend:
+            stack.enter_context(huge_pages("guest", case.memory, len(WAYS)))
+        guests = {way: stack.enter_context(
+            Guest(f"bench-{case.name}-{way.replace(' ', '-')}", memory=case.memory, reserve=False,
+                  append=case.append, backend=case.backend, balloon={**case.balloon, **how}))
+                  for way, how in WAYS.items()}
         for run in range(runs):
-            for mode in sorted(out, reverse=bool(run % 2)):
-                if case.each:
-                    case.each(guests[mode])
-                turn(guests[mode], case, out[mode])
-    finally:
-        for guest in guests.values():
-            guest.close()
+            for way in sorted(guests, reverse=bool(run % 2)):
+                turn(guests[way], case, out[way])
     return out
 
 
 def turn(guest: Guest, case: Case, out: Dict[str, List[Move]]) -> None:
     """One run: down and up again."""
+    job = case.load(guest) if case.load else None
     out["inflate"].append(guest.balloon(case.keep, timeout=600, timed=True))
     out["deflate"].append(guest.balloon(case.memory, timeout=600, timed=True))
     if out["inflate"][-1].stats.get("bad-records"):
         raise LabError("the device refused a record")
+    if job:
+        job.kill()
 
 
 def stock(runs: int) -> Results:
-    """Feature off against the unpatched pair."""
-    case = CASES[0]
-    out: Results = {mode: {"inflate": [], "deflate": []} for mode in ("off", "stock")}
-    with Guest("bench-off", memory=case.memory, reserve=False,
-               balloon={"page-bitmap": "off"}) as off, \
-            Guest("bench-stock", kernel="guest-stock", qemu="qemu-stock",
-                  memory=case.memory, reserve=False) as plain:
+    """Debian 13's kernel, on our QEMU and on Debian's."""
+    case = next(one for one in RETURNS if one.name == "whole")
+    pairs = {way: ("qemu", WAYS[way]) for way in ("numbers", "as today")}
+    pairs["Debian's"] = ("qemu-stock", {})
+    out: Results = {name: {"inflate": [], "deflate": []} for name in pairs}
+    with contextlib.ExitStack() as stack:
+        guests = {name: stack.enter_context(
+            Guest(f"bench-stock-{name[0]}", kernel="guest-debian", qemu=qemu, memory=case.memory,
+                  reserve=False, balloon=how, cpus=1)) for name, (qemu, how) in pairs.items()}
         for run in range(runs):
-            for mode, guest in sorted({"off": off, "stock": plain}.items(), reverse=bool(run % 2)):
-                turn(guest, case, out[mode])
+            for name in sorted(guests, reverse=bool(run % 2)):
+                turn(guests[name], case, out[name])
     return out
 
 
-def huge_pages() -> Dict[str, str]:
+def huge_pages_left() -> Dict[str, str]:
     """What a guest gets of 3 GiB in huge pages, half of its memory in the balloon."""
     out = {}
-    for mode in ("on", "off"):
-        with Guest(f"bench-huge-{mode}", memory=8 * GIB, reserve=False,
-                   balloon={"page-bitmap": mode}) as guest:
+    for way in ("bitmaps", "numbers"):
+        with Guest(f"bench-huge-{way}", memory=8 * GIB, reserve=False,
+                   balloon=WAYS[way]) as guest:
             guest.balloon(4 * GIB)
-            out[mode] = guest.sh("balloon_mem thp 3072M", 120).strip()
+            out[way] = guest.sh("balloon_mem thp 3072M", 120).strip()
+    return out
+
+
+def pace() -> Dict[str, Dict[str, Any]]:
+    """Guests whose memory is in use, by page bitmaps and by page numbers as today."""
+    out: Dict[str, Dict[str, Any]] = {}
+    print(f"\n{'what is to be had, and from whom':47}{'':10}{'s':>7}{'actual':>8}{'host':>7}"
+          f"{'swapped':>8}{'large':>7}{'killed':>7}  longest touch, fork of 1 MiB, ms")
+    for name, case in reclaim_tests.CASES.items():
+        print(f"{case.title}: {case.size // MIB} of {case.memory // MIB} MiB")
+        out[name] = {}
+        for way in ("bitmaps", "as today"):
+            run = Run(f"pace-{name}-{way.replace(' ', '-')}")
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    # What OOM killing says is no failure here.
+                    got = reclaim_tests.squeeze(run, case, balloon=WAYS[way], expected=".")
+            except LabError as error:
+                out[name][way] = str(error).splitlines()[0]
+                print(f"{'':47}{way:10}  {out[name][way].split(',')[0]}", flush=True)
+                continue
+            out[name][way] = got._asdict()
+            longest = [int(us) / 1000 for us in re.findall(r"(\d+) us", got.bystander)]
+            print(f"{'':47}{way:10}{got.seconds:>7.1f}{got.actual // MIB:>8}{got.rss // MIB:>+7}"
+                  f"{got.swapped // MIB:>8}{-got.large // MIB:>+7}{got.kills:>7}  "
+                  + ", ".join(f"{ms:.0f}" for ms in longest), flush=True)
+    return out
+
+
+SQUEEZED = 4    # guests
+
+
+@contextlib.contextmanager
+def memory_group() -> Iterator[Path]:
+    """A group of processes whose memory is counted."""
+    top = Path("/sys/fs/cgroup")
+    if (top / "memory").is_dir():
+        top /= "memory"
+    path = top / f"balloon-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise Skip(f"no memory cgroup can be made: {error.strerror}") from None
+    try:
+        yield path
+    finally:
+        path.rmdir()
+
+
+def group_file(group: Path, name: str) -> Path:
+    """A file of a group, by its name in version 2 or 1 of cgroups."""
+    old = {"memory.current": "memory.usage_in_bytes", "memory.max": "memory.limit_in_bytes",
+           "memory.reclaim": "memory.force_empty"}
+    return next(path for path in (group / old[name], group / name) if path.exists())
+
+
+def squeezed() -> Dict[str, Dict[str, Any]]:
+    """Guests in a group, which may have what they have, squeezed one after the other."""
+    out: Dict[str, Dict[str, Any]] = {}
+
+    def used() -> int:
+        return int(group_file(group, "memory.current").read_text("ascii"))
+
+    def resident() -> Tuple[float, int]:
+        return time.monotonic() - begin, sum(guest.rss() for guest in guests)
+
+    for way, how in WAYS.items():
+        with memory_group() as group, contextlib.ExitStack() as stack:
+            guests = [stack.enter_context(Guest(f"bench-squeezed-{n}", memory=GIB, balloon=how))
+                      for n in range(SQUEEZED)]
+            for guest in guests:
+                # What it has used before belongs to another group for ever.
+                (group / "cgroup.procs").write_text(str(guest.pid), "ascii")
+                guest.start("balloon_mem fragment 700M 32").wait_ready(60)
+            charged = [used()]
+            group_file(group, "memory.max").write_text(str(used() + 64 * MIB), "ascii")
+            begin = time.monotonic()
+            trace = [(0.0, resident()[1])]
+            for guest in guests:
+                guest.set_target(384 * MIB)
+                while guest.actual() != 384 * MIB:
+                    time.sleep(0.02)
+                    trace.append(resident())
+                    if trace[-1][0] > 300:
+                        raise LabError("a guest could not be squeezed")
+            trace.append(resident())
+            # A huge page of which a part is left is whole until somebody needs memory.
+            charged.append(used())
+            with contextlib.suppress(OSError):
+                # It ends when it has all, or there is no more.
+                group_file(group, "memory.reclaim").write_text(str(GIB * SQUEEZED), "ascii")
+            charged.append(used())
+        out[way] = {"trace": trace, "charged": charged}
+    traces = {way: one["trace"] for way, one in out.items()}
+    end = max(trace[-1][0] for trace in traces.values())
+    print(f"\n{SQUEEZED} guests of 1 GiB, 700 MiB used and freed but 1 page in 32, squeezed to 384 MiB\n"
+          f"one after the other: resident MiB")
+    print(f"  {'after s':12}" + "".join(f"{way:>14}" for way in out))
+    for tick in range(11):
+        at = end * tick / 10
+        print(f"  {at:<12.1f}" + "".join(
+            f"{[size for when, size in trace if when <= at][-1] // MIB:>14}"
+            for trace in traces.values()))
+    print(f"  {'the last, s':12}" + "".join(f"{trace[-1][0]:>14.2f}" for trace in traces.values()))
+    for what, n in (("before", 0), ("then", 1), ("reclaimed", 2)):
+        print(f"  {'charged ' + what:18}" + "".join(
+            f"{one['charged'][n] // MIB:>{14 if i else 8}}" for i, one in enumerate(out.values())))
+    sys.stdout.flush()
     return out
 
 
@@ -233,33 +372,51 @@ def median(moves: List[Move], of: Callable[[Move], float]) -> float:
     return statistics.median(of(move) for move in moves)
 
 
-def table(case: Case, results: Results) -> Dict[str, Any]:
-    """Print a case; return its medians."""
-    out: Dict[str, Any] = {"title": case.title, "memory": case.memory}
-    for way, floor in (("inflate", case.inflate), ("deflate", case.deflate)):
-        on, off = (median(results[m][way], lambda move: move.seconds) for m in ("on", "off"))
-        out[way] = {"on": on, "off": off, "ratio": off / on, "at_least": floor}
-        want = f"at least {floor:.0f}" if floor else ""
-        print(f"{case.title:28}{way:9}{on:>9.3f}{off:>10.3f}{off / on:>9.1f}  {want}")
-        for what, of in FIGURES.items():
-            values = {m: median(results[m][way], of) for m in ("on", "off")}
-            out[way][what] = values
-            print(f"{'':30}{what:20}{values['on']:>14,.2f}{values['off']:>16,.2f}")
-        pages = (case.memory - case.keep) / PAGE
-        density = {m: pages / n for m, n in out[way]["bytes on the queue"].items()}
-        out[way]["pages per byte"] = density
-        print(f"{'':30}{'pages per byte':20}{density['on']:>14,.2f}{density['off']:>16,.2f}")
+def table(title: str, results: Results, pages: float = 0,
+          floors: Optional[Dict[str, Optional[float]]] = None) -> Dict[str, Any]:
+    """Print what came of a case; return its medians. The last way is what others are compared to."""
+    out: Dict[str, Any] = {"title": title}
+    *ours, base = results
+    print(f"\n{title:39}" + "".join(f"{way:>14}" for way in results))
+    for direction in ("inflate", "deflate"):
+        rows: Dict[str, Dict[str, float]] = {"s": {}}
+        for what, of in (*FIGURES.items(), *(INFLATED.items() if direction == "inflate" else ())):
+            rows[what] = {way: median(moves[direction], of) for way, moves in results.items()}
+        rows["times as fast"] = {way: rows["s"][base] / rows["s"][way] for way in ours}
+        if pages:
+            rows["pages per byte"] = {way: pages / n
+                                      for way, n in rows["bytes on the queue"].items()}
+        out[direction] = rows
+        floor = (floors or {}).get(direction)
+        for what, values in rows.items():
+            if any(values.values()):
+                print(f"  {direction + ', ' if what == 's' else '  '}{what:{37 - (9 if what == 's' else 2)}}"
+                      + "".join(f"{value:>14,.{digits(value)}f}" for value in values.values())
+                      + (f"{'':14}  at least {floor:.0f}" if what == "times as fast" and floor else ""))
     sys.stdout.flush()
     return out
 
 
+def digits(value: float) -> int:
+    """How many of them say something behind the point."""
+    return 0 if value == int(value) or abs(value) >= 100 else 3 if abs(value) < 1 else 2
+
+
+# Of each move, and of those that inflate
 FIGURES: Dict[str, Callable[[Move], float]] = {
+    "s": lambda m: m.seconds,
     "QEMU's CPU, s": lambda m: m.cpu["total"],
     "of it main loop, s": lambda m: m.cpu["main"],
-    "discards": lambda m: m.stats["discards"],
-    "kicks": lambda m: m.stats["kicks"],
-    "bytes on the queue": lambda m: m.stats["bytes"],
-    "longest BQL hold, ms": lambda m: m.stats["longest-hold-ns"] / 1e6,
+    "under the global lock, ms": lambda m: m.stats.get("busy-ns", 0) / 1e6,
+    "longest hold of it, ms": lambda m: m.stats.get("longest-hold-ns", 0) / 1e6,
+    "discards": lambda m: m.stats.get("discards", 0),
+    "system calls for these": lambda m: m.stats.get("discard-calls", 0),
+    "kicks": lambda m: m.stats.get("kicks", 0),
+    "bytes on the queue": lambda m: m.stats.get("bytes", 0),
+}
+INFLATED: Dict[str, Callable[[Move], float]] = {
+    "the host has more, MiB": lambda m: -m.rss / MIB,
+    "the guest's large free blocks, MiB": lambda m: m.large / MIB,
 }
 
 
@@ -305,8 +462,9 @@ def save(report: Dict[str, Any]) -> None:
     (OUT / "bench.json").write_text(json.dumps(report, indent=1), "utf-8")
 
 
-def plot(name: str, title: str, columns: List[str], rows: Dict[str, List[float]]) -> None:
-    """Draw seconds as bars with gnuplot, if it is there."""
+def plot(name: str, title: str, columns: List[str], rows: Dict[str, List[float]],
+         unit: str = "seconds (log)") -> None:
+    """Draw bars with gnuplot, if it is there."""
     data = OUT / f"{name}.dat"
     data.write_text("".join(f'"{label}" {" ".join(map(str, values))}\n'
                             for label, values in rows.items()), "utf-8")
@@ -317,8 +475,8 @@ def plot(name: str, title: str, columns: List[str], rows: Dict[str, List[float]]
         set output "{OUT}/{name}.svg"
         set style data histograms
         set style fill solid 0.8
-        set logscale y
-        set ylabel "seconds (log)"
+        {"set logscale y" if "log" in unit else ""}
+        set ylabel "{unit}"
         set grid ytics
         set xtics rotate by -30 font ",9"
         set bmargin 8
@@ -333,9 +491,12 @@ def plots(report: Dict[str, Any]) -> None:
     """All pictures that there are figures for."""
     how = f"{report['accelerator']}, medians of {report['runs']} runs"
     if report["cases"]:
-        plot("bench", f"Balloon, {how}", ["PFN arrays", "page bitmaps"],
-             {f"{case['title']}\\n{way}": [case[way]["off"], case[way]["on"]]
+        plot("bench", f"Balloon, {how}", list(WAYS),
+             {f"{case['title']}\\n{way}": [case[way]["s"][one] for one in WAYS]
               for case in report["cases"].values() for way in ("inflate", "deflate")})
+        plot("returns", f"What the host has more, {how}", list(WAYS),
+             {case["title"]: [case["inflate"]["the host has more, MiB"][one] for one in WAYS]
+              for case in report["cases"].values()}, "MiB")
     for name in ("migration", "grid"):
         if name in report:
             plot(name, f"Live migration, {how}", list(migrate.MODES),
@@ -347,6 +508,8 @@ def plots(report: Dict[str, Any]) -> None:
 def main() -> int:
     """Run the cases, print and write what came out."""
     parts: Dict[str, Callable[[], Any]] = {
+        "pace": pace,
+        "squeezed": squeezed,
         "walk": walks,
         "slowdown": slowdown,
         "drain": drain,
@@ -357,9 +520,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="runs of each case, default 7")
-    parser.add_argument("--quick", action="store_true", help="3 runs, without the large guest")
+    parser.add_argument("--quick", action="store_true", help="3 runs, without cases that take minutes")
     parser.add_argument("--only", metavar="CASE", action="append",
-                        choices=[c.name for c in CASES] + ["stock", "huge", *parts] + [m.name for m in migrate.LOADS],
+                        choices=[c.name for c in CASES + RETURNS] + ["stock", "huge", *parts]
+                        + [m.name for m in migrate.LOADS],
                         help="one of %(choices)s; may be repeated")
     parser.add_argument("--keep", action="store_true",
                         help="put tables and pictures into the repository")
@@ -371,7 +535,7 @@ def main() -> int:
 
     OUT.mkdir(parents=True, exist_ok=True)
     unpatched = wanted("stock")
-    for name in ("guest", "qemu") + (("guest-stock", "qemu-stock") if unpatched else ()):
+    for name in ("guest", "qemu") + (("guest-debian", "qemu-stock") if unpatched else ()):
         artifact(name)
     begin = time.monotonic()
     report: Dict[str, Any] = {"accelerator": accelerator(), "runs": runs, "cases": {}, "raw": {}}
@@ -380,38 +544,33 @@ def main() -> int:
     sys.stdout = Tee(OUT / "figures")  # type: ignore
     print(machine())
     print(f"Medians of {runs} runs, of migrations 5; accelerator: {accelerator()}\n")
-    print(f"{'guest':28}{'':9}{'bitmap s':>9}{'PFN s':>10}{'ratio':>9}")
 
-    def raw(results: Results) -> Dict[str, Any]:
-        return {mode: {way: [m._asdict() for m in moves] for way, moves in ways.items()}
-                for mode, ways in results.items()}
-
-    for case in CASES:
-        if not wanted(case.name) or (args.quick and case.name == "large"):
+    for case in CASES + RETURNS:
+        if not wanted(case.name) or (args.quick and case.slow):
             continue
-        results = both(case, max(3, round(runs * case.runs)))
-        report["cases"][case.name] = table(case, results)
-        report["raw"][case.name] = raw(results)
+        try:
+            results = moves(case, max(3, round(runs * case.runs)))
+        except Skip as why:
+            print(f"\n{case.title}: {why}")
+            continue
+        report["cases"][case.name] = table(case.title, results, (case.memory - case.keep) / PAGE,
+                                           {"inflate": case.inflate, "deflate": case.deflate})
+        report["raw"][case.name] = {way: {direction: [m._asdict() for m in some]
+                                          for direction, some in of.items()}
+                                    for way, of in results.items()}
         save(report)
     if unpatched:
-        results = stock(runs)
-        report["raw"]["stock"] = raw(results)
-        report["stock"] = {}
-        for way in ("inflate", "deflate"):
-            off, plain = (median(results[m][way], lambda move: move.seconds)
-                          for m in ("off", "stock"))
-            cpu = {m: median(results[m][way], lambda move: move.cpu["total"])
-                   for m in ("off", "stock")}
-            report["stock"][way] = {"off": off, "stock": plain, "cpu": cpu}
-            print(f"{'feature off, stock pair':28}{way:9}{off:>9.3f}{plain:>10.3f}"
-                  f"{plain / off:>9.2f}  CPU {cpu['off']:.2f} {cpu['stock']:.2f}")
+        report["stock"] = table("Debian's kernel, 4 GiB, 1.5 used and freed", stock(runs))
     if wanted("huge"):
-        report["huge"] = huge_pages()
-        print(f"huge pages of 3 GiB, half the guest ballooned: bitmap {report['huge']['on']}, "
-              f"PFN {report['huge']['off']}")
+        report["huge"] = huge_pages_left()
+        print("huge pages of 3 GiB, half the guest ballooned: "
+              + ", ".join(f"{way} {text}" for way, text in report["huge"].items()))
     for name, part in parts.items():
         if wanted(name):
-            report[name] = part()
+            try:
+                report[name] = part()
+            except Skip as why:
+                print(f"{name}: {why}")
             save(report)
     some = [load for load in migrate.LOADS if args.only and load.name in args.only]
     if some:

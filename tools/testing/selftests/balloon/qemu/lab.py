@@ -132,6 +132,16 @@ class Move(NamedTuple):
     cpu: Dict[str, float]   # CPU seconds of QEMU's threads
     stats: Dict[str, int]   # how the device's counters rose
     rss: int                # bytes by which the host's RSS rose
+    large: int = 0          # bytes that are free in large blocks then; if it was timed
+
+
+# How the device is told of pages, and the properties for it: by page bitmaps, by page
+# numbers, and by these one at a time, as a QEMU without us does it.
+WAYS: Dict[str, Dict[str, str]] = {
+    "bitmaps": {"page-bitmap": "on"},
+    "numbers": {"page-bitmap": "off"},
+    "as today": {"page-bitmap": "off", "x-pfn-runs": "off"},
+}
 
 
 # Counters that do not count, but say what is the case.
@@ -654,13 +664,14 @@ class Guest:
                 raise LabError(f"{self.name}: balloon at {actual}, not {size}, "
                                f"after {timeout} s, see {self.console}")
         after, spent, backed = self.stats(), self.cpu_seconds(), self.rss()
-        seconds = changed - begin
+        seconds, large = changed - begin, 0
         if timed and last != first:
             actual = last + self._overhead
             stamp = self.event("BALLOON_CHANGE", 5, {"data": {"actual": actual}})["timestamp"]
             seconds = stamp["seconds"] + stamp["microseconds"] / 1e6 - wall
+            large = self.large_blocks()
         return Move(seconds, last, {k: spent[k] - cpu[k] for k in cpu},
-                    rose(stats, after), backed - rss)
+                    rose(stats, after), backed - rss, large)
 
     def reset(self, timeout: float = BOOT_SECONDS) -> None:
         """Reset the machine, as its button does, and boot again."""
