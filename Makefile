@@ -16,9 +16,9 @@ lab-run = python3 $(lab)
 
 help:
 	@echo 'See it'
-	@echo '  demo        build all, inflate, deflate and migrate a guest in all ways, compare (cold 16 min, warm 3)'
+	@echo '  demo        build all, inflate, deflate and migrate a guest in all ways, compare (cold 18 min, warm 5)'
 	@echo '  shell       a shell in a booted guest, its balloon driven from the monitor of QEMU'
-	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (~70 min; ARGS=--quick)'
+	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (hours; ARGS=--quick ~80 min)'
 	@echo 'Test it'
 	@echo '  check       every test                                                      (cold 45 min, warm 25)'
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
