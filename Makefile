@@ -20,7 +20,7 @@ help:
 	@echo '  shell       a shell in a booted guest, its balloon driven from the monitor of QEMU'
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (hours; ARGS=--quick ~80 min)'
 	@echo 'Test it'
-	@echo '  check       every test                                                      (cold 45 min, warm 25)'
+	@echo '  check       every test                                                      (cold 45 min, warm 29)'
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
 	@echo '  check-all   both, all tests in the debug and the KCSAN guest, each step of the series, coverage,'
 	@echo '              mutants, an hour of soak                                             (~6 h)'

@@ -187,6 +187,14 @@ def pace() -> Dict[str, Dict[str, Any]]:
 SQUEEZED = 4    # guests
 
 
+def group_file(group: Path, name: str) -> Path:
+    """A file of a group, by its name in version 2 or 1 of cgroups."""
+    old = {"memory.current": "memory.usage_in_bytes", "memory.max": "memory.limit_in_bytes",
+           "memory.reclaim": "memory.force_empty"}
+    path = group / old[name]
+    return path if path.exists() else group / name
+
+
 @contextlib.contextmanager
 def memory_group() -> Iterator[Path]:
     """A group of processes whose memory is counted."""
@@ -199,16 +207,11 @@ def memory_group() -> Iterator[Path]:
     except OSError as error:
         raise Skip(f"no memory cgroup can be made: {error.strerror}") from None
     try:
+        if not group_file(path, "memory.current").exists():
+            raise Skip("the memory controller of cgroups is not enabled")
         yield path
     finally:
         path.rmdir()
-
-
-def group_file(group: Path, name: str) -> Path:
-    """A file of a group, by its name in version 2 or 1 of cgroups."""
-    old = {"memory.current": "memory.usage_in_bytes", "memory.max": "memory.limit_in_bytes",
-           "memory.reclaim": "memory.force_empty"}
-    return next(path for path in (group / old[name], group / name) if path.exists())
 
 
 def squeezed() -> Dict[str, Dict[str, Any]]:
