@@ -248,20 +248,22 @@ static size_t balloon_take_planned(const struct balloon_take *take, struct list_
 	return got;
 }
 
-/* Take free pages, but for those that the guest keeps. */
+/* Take free pages, but for those that the guest keeps. *@pressed is of the last look. */
 static size_t balloon_take_free(const struct balloon_take *take, struct list_head *pages,
-				size_t nr_pages)
+				size_t nr_pages, bool *pressed)
 {
 	unsigned long end = jiffies + BALLOON_TAKE_TIME;
 	unsigned int max_order = BALLOON_PAGE_LIST_ORDER;
 	struct balloon_view view;
 	size_t got = 0;
 
+	*pressed = false;
 	nr_pages = min_t(u64, nr_pages, BALLOON_TAKE_PAGES);
 	while (got < nr_pages && time_before(jiffies, end)) {
 		size_t nr;
 
 		balloon_take_look(&view, max_order);
+		*pressed = view.pressed;
 		if (view.above <= view.keep)
 			break;
 		nr = balloon_take_planned(take, pages, &view,
@@ -282,16 +284,13 @@ static size_t balloon_take_reclaimed(const struct balloon_take *take, struct lis
 				     size_t nr_pages, bool *dry, bool *pressed)
 {
 	unsigned long end = jiffies + BALLOON_TAKE_ROUND;
-	struct balloon_view view;
 	size_t got = 0, nr;
 
 	do {
 		*dry = !balloon_page_reclaim();
-		nr = balloon_take_free(take, pages, nr_pages - got);
+		nr = balloon_take_free(take, pages, nr_pages - got, pressed);
 		got += nr;
 		*dry &= !nr;
-		balloon_take_look(&view, BALLOON_PAGE_LIST_ORDER);
-		*pressed = view.pressed;
 	} while (got < nr_pages && !*dry && !*pressed && time_before(jiffies, end));
 	return got;
 }
@@ -379,10 +378,11 @@ EXPORT_SYMBOL_IF_KUNIT(balloon_take_sort);
  */
 size_t balloon_take_pages(struct balloon_take *take, struct list_head *pages, size_t nr_pages)
 {
+	bool pressed;
 	size_t got = 0;
 
 	if (!take->waiting)
-		got = balloon_take_free(take, pages, nr_pages);
+		got = balloon_take_free(take, pages, nr_pages, &pressed);
 	if (got)
 		take->pause = 0;
 	else
