@@ -10,21 +10,26 @@ export PATH := /usr/bin:$(PATH)
 lab := tools/testing/selftests/balloon/qemu
 lab-run = python3 $(lab)
 
-.PHONY: help demo check check-arch check-all bench shell artifacts tree export series mails steps \
+.PHONY: help demo check check-arch check-all bench shell module deb deb-qemu artifacts tree export series mails steps \
 	kunit kselftest qtest fuzz soak coverage mutants sparse coccicheck checkpatch maintainers headers \
 	htmldocs lint clean deps
 
 help:
 	@echo 'See it'
-	@echo '  demo        build all, inflate, deflate and migrate a guest in all ways, compare (cold 18 min, warm 5)'
+	@echo '  demo        Debian'"'"'s kernel with our module and its own: inflate, deflate, migrate   (cold 7 min, warm 2)'
 	@echo '  shell       a shell in a booted guest, its balloon driven from the monitor of QEMU'
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (hours; ARGS=--quick ~80 min)'
+	@echo 'Use it'
+	@echo '  module      virtio_balloon.ko for an unpatched Linux 6.12; KDIR=HEADERS, by default the newest'
+	@echo '              that are installed'
+	@echo '  deb         a Debian package of its source, which DKMS builds for each kernel of that version'
+	@echo '  deb-qemu    Debian'"'"'s source package of QEMU with the series in it'
 	@echo 'Test it'
 	@echo '  check       every test                                                      (cold 45 min, warm 29)'
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
-	@echo '  check-all   both, all tests in the debug and the KCSAN guest, each step of the series, coverage,'
+	@echo '  check-all   both, all tests in the debug and the KCSAN guest, the module and its package, steps, coverage,'
 	@echo '              mutants, an hour of soak                                             (~6 h)'
-	@echo '              ARGS="main arch steps debug kcsan coverage mutants soak" for some of these'
+	@echo '              ARGS="main arch steps debug kcsan module coverage mutants soak" for some of these'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
 	@echo '  kunit       the KUnit suites, in the plain and the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
@@ -85,6 +90,12 @@ coverage mutants: deps
 
 fuzz: deps
 	@scripts/fuzz.sh $(ARGS)
+
+module deb-qemu: deps
+	@scripts/build.sh $@
+
+deb: deps
+	@find "$$(scripts/build.sh deb)" -name '*.deb'
 
 artifacts: deps
 	@scripts/artifacts.sh

@@ -6,7 +6,8 @@
 # guest-debug	our kernel with sanitizers, lockdep and fault injection
 # guest-gcov	our kernel, counting which lines of our files run
 # guest-kcsan	our kernel, looking for data races in our files
-# guest-debian	Debian 13's binary of the same kernel
+# guest-debian	Debian's binary of the same kernel, for this machine's Debian
+# guest-module	Debian's binary of it, with our driver as a module for it
 # guest-debian12	Debian 12's own kernel, 6.1
 # guest-s390x guest-arm64 guest-i386	our kernel for another architecture
 # kunit-uml	our kernel as a program, with nothing but the KUnit suites
@@ -16,6 +17,10 @@
 # qemu-fuzz	a fuzzer of our device, with sanitizers: qemu-fuzz-x86_64
 # qemu-arch	our QEMU for s390x and arm64
 # qemu-stock	Debian 13's binary of the same QEMU
+# module	the driver for a kernel without the series; prints the module's path
+# deb		a package of its source for DKMS
+# deb-qemu	a source package of Debian's QEMU with the series; prints its path
+# root-bookworm root-trixie	a Debian in a directory, with Linux 6.12, its headers and dkms
 # sources	only download
 # tree		only unpack the sources and apply the series
 # configured	and configure our kernel
@@ -81,6 +86,10 @@ progress() {
 . "$top/scripts/build/sources.sh"
 # shellcheck source=scripts/build/guests.sh
 . "$top/scripts/build/guests.sh"
+# shellcheck source=scripts/build/module.sh
+. "$top/scripts/build/module.sh"
+# shellcheck source=scripts/build/roots.sh
+. "$top/scripts/build/roots.sh"
 # shellcheck source=scripts/build/qemus.sh
 . "$top/scripts/build/qemus.sh"
 
@@ -88,7 +97,8 @@ progress() {
 key() {
 	local name=$1 make=(make_"${1//-/_}") from=${2##*/} series=$3
 	case $name in
-	guest*) make+=(configure kernel install_guest make_guest_arch make_guest_debian) ;;
+	guest*) make+=(configure kernel install_guest make_guest_arch install_debian_guest) ;;
+	root*) make+=(make_root) ;;
 	q*) make+=(configure_qemu configure_qemu_lab configure_qemu_gcov configure_qemu_fuzz build_qemu) ;;
 	esac
 	shift 3
@@ -128,14 +138,19 @@ main() {
 		guest)		hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config) ;;
 		guest-debug | guest-gcov | guest-kcsan | guest-s390x | guest-arm64 | guest-i386)
 			hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config "$c/${name#*-}.config") ;;
+		deb)		hash=$(key "$name" "$(fetch_linux)" linux module/Kbuild module/*.[ch] module/debian/[!s]* module/debian/source/* scripts/build/module.sh) ;;
+		root-bookworm | root-trixie)	hash=$(key "$name" "$name" none) ;;
 		kunit-uml)	hash=$(key "$name" "$(fetch_linux)" linux $c/uml.config) ;;
-		guest-debian)	hash=$(key "$name" "$(fetch_debian_kernel)" none) ;;
+		guest-module)	hash=$(key "$name" "$(fetch_module_kernel)-$(basename "$(fetch_linux)")" linux module/Kbuild module/*.[ch] scripts/build/module.sh) ;;
+		guest-debian)	hash=$(key "$name" "$(fetch_module_kernel)" none) ;;
 		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel bookworm)" none) ;;
 		qemu | qtests | qemu-gcov | qemu-fuzz | qemu-arch)
 			hash=$(key "$name" "$(fetch_qemu)" qemu) ;;
 		qemu-stock)	hash=$(key "$name" "$(fetch_debian_qemu | sort | md5sum)" none) ;;
-		sources)	fetch_linux; fetch_debian_kernel; fetch_qemu; continue ;;
+		sources)	fetch_qemu; fetch_linux; fetch_module_kernel; continue ;;
 		tree)		tree linux; tree qemu; continue ;;
+		module)		build_module; continue ;;
+		deb-qemu)	build_deb_qemu; continue ;;
 		qemu-step)	build_qemu_step; continue ;;
 		configured)	tree linux; configure "$BUILD/linux" "$BUILD/linux-obj" "$top/$c/guest.config"; continue ;;
 		*)		say "build.sh: no such thing: $name"; exit 2 ;;

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # check.sh [PART...]: tests, two at a time; the slowest and a summary at the end. A test
 # that fails names its log. The parts: main (if none is named), arch, steps, debug, kcsan,
-# coverage, mutants, soak; all: all of them.
+# module, coverage, mutants, soak; all: all of them.
 set -uo pipefail
 
 cd "$(dirname "$0")/.." || exit 1
@@ -118,7 +118,7 @@ single() {
 	local -x JOBS=1
 	local check
 	build tree configured
-	for check in lint checkpatch maintainers headers warnings sparse coccicheck htmldocs; do
+	for check in lint checkpatch maintainers headers warnings sparse module coccicheck htmldocs; do
 		run $check scripts/static.sh $check
 	done
 	run series-linux scripts/series.py --build "$BUILD" check linux
@@ -131,7 +131,7 @@ single() {
 # Guests use one CPU less as long as there is something else to run: it holds the lock.
 main() {
 	local beside=$logs/beside.lock
-	build guest qemu qtests qemu-fuzz guest-debug guest-debian guest-debian12 qemu-stock
+	build guest qemu qtests qemu-fuzz guest-debug guest-module guest-debian guest-debian12 qemu-stock
 	exec 8>"$beside"
 	flock 8
 	# In a process group of its own, to be ended with all that it runs
@@ -169,6 +169,12 @@ kcsan() {
 	tap guests-kcsan python3 $lab/check.py --kernel guest-kcsan
 }
 
+module() {
+	build guest-module qemu root-bookworm root-trixie
+	tap guests-module python3 $lab/check.py --kernel guest-module
+	tap package python3 $lab/check.py package
+}
+
 coverage() { tap coverage scripts/coverage.py; }
 
 mutants() { tap mutants scripts/mutants.py; }
@@ -178,7 +184,7 @@ soak() {
 	BALLOON_LAB_SOAK=3600 BALLOON_LAB_SEED=$RANDOM tap soak python3 $lab/check.py soak
 }
 
-known=(main arch steps debug kcsan coverage mutants soak)
+known=(main arch steps debug kcsan module coverage mutants soak)
 parts=("${@:-main}")
 [ "$*" != all ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do

@@ -30,6 +30,15 @@ kmake() {
 	make -C "$src" O="$chk" LOCALVERSION= -j"$JOBS" --no-print-directory "$@"
 }
 
+# The module for kernels without the series: no warning by the compiler or by sparse.
+module() {
+	local out
+	MAKEFLAGS='W=1 C=2 CF=-D__CHECK_ENDIAN__' scripts/build.sh module
+	out=$(grep -E "^$BUILD/module/.*(warning|error):" "$BUILD/module.log" |
+		grep -v 'virtio_balloon_core.c' || true)
+	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
+}
+
 # Lines of standard input that speak of our files, or our lines, are findings.
 findings() {
 	local out added pattern
@@ -41,6 +50,7 @@ findings() {
 
 checkpatch() {
 	local kind mails
+	perl "$src/scripts/checkpatch.pl" --no-tree --strict --terse --no-summary -f module/*.[ch]
 	for kind in linux qemu; do
 		mails=$(scripts/series.py --build "$BUILD" mails $kind)
 		for mail in "$mails"/[0-9]*.patch; do
@@ -112,7 +122,7 @@ lint() {
 	git ls-files -z ':!COPYING' | xargs -0 codespell -L damon,inflight,parm
 	# Every file says its licence.
 	local file
-	git ls-files ':!COPYING' ':!README' ':!BASE' ':!figures' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' |
+	git ls-files ':!COPYING' ':!README' ':!BASE' ':!figures' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' ':!module/debian' |
 	while read -r file; do
 		head -n 24 "$file" | grep -q SPDX-License-Identifier || { echo "$file: no SPDX line"; exit 1; }
 	done

@@ -112,26 +112,28 @@ make_kunit_uml() {
 	cp "$obj/linux" "$obj/.config" "$1/"
 }
 
-make_guest_debian() {
-	local deb m module
-	deb=$(fetch_debian_kernel "${2:-trixie}")
-	mkdir "$1/deb"
-	dpkg-deb -x "$deb" "$1/deb"
-	cp "$1"/deb/boot/vmlinuz-* "$1/bzImage"
-	cp "$1"/deb/boot/config-* "$1/.config"
+# install_debian_guest DEB DIR: a guest of Debian's kernel, with its own balloon
+install_debian_guest() {
+	local m module
+	mkdir "$2/deb"
+	dpkg-deb -x "$1" "$2/deb"
+	cp "$2"/deb/boot/vmlinuz-* "$2/bzImage"
+	cp "$2"/deb/boot/config-* "$2/.config"
 	for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console \
-		virtio_balloon; do
-		module=$(find "$1/deb" -name "$m.ko*")
+		virtio_mmio virtio_blk virtio_mem virtio_balloon; do
+		module=$(find "$2/deb" -name "$m.ko*")
 		case $module in
 		"") continue ;;
 		*.xz) xz -dc "$module" ;;
 		*) cat "$module" ;;
-		esac >"$1/$m.ko"
-		[ $m = virtio_balloon ] || echo "$m.ko" >>"$1/early.order"
+		esac >"$2/$m.ko"
+		case $m in
+		virtio_mmio | virtio_blk | virtio_mem | virtio_balloon) echo "$m.ko" >>"$2/modules.order" ;;
+		*) echo "$m.ko" >>"$2/early.order" ;;
+		esac
 	done
-	echo virtio_balloon.ko >"$1/modules.order"
-	rm -r "$1/deb"
+	rm -r "$2/deb"
 }
 
-make_guest_debian12() { make_guest_debian "$1" bookworm; }
-
+make_guest_debian() { install_debian_guest "$(fetch_module_kernel)" "$1"; }
+make_guest_debian12() { install_debian_guest "$(fetch_debian_kernel bookworm)" "$1"; }

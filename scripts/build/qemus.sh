@@ -29,7 +29,7 @@ build_qemu() {
 	local obj=$1 targets=$2 how
 	shift 2
 	meson_environment
-	local -x CCACHE_DIR=$CACHE/ccache CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content
+	local -x CCACHE_DIR=$CACHE/ccache CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1
 	mkdir -p "$obj"
 	cd "$obj"
 	# How, in words and in shell
@@ -139,4 +139,38 @@ make_qemu_arch() {
 		configure_qemu ../qemu --target-list=s390x-softmmu,aarch64-softmmu --enable-tcg --cc="ccache gcc"
 	cp "$obj/qemu-system-s390x" "$obj/qemu-system-aarch64" "$1/"
 	cp -rL "$BUILD/qemu/python" "$1/python"
+}
+
+# Debian's source package of QEMU with the series in it, for whoever runs Debian's QEMU
+build_deb_qemu() {
+	local dir=$BUILD/deb-qemu version mails mail changelog
+	tree qemu
+	mails=$("$top/scripts/series.py" --build "$BUILD" mails qemu)
+	rm -rf "$dir"
+	mkdir "$dir"
+	dpkg-source --no-check -x "$(fetch_qemu)" "$dir/src" >/dev/null
+	cd "$dir/src"
+	mkdir debian/patches/balloon
+	for mail in "$mails"/0*.patch; do
+		case $mail in
+		*/0000-*) ;;
+		*)
+			cp "$mail" debian/patches/balloon/
+			echo "balloon/${mail##*/}" >>debian/patches/series ;;
+		esac
+	done
+	changelog=$(cat debian/changelog)
+	version=$(dpkg-parsechangelog -S Version)+balloon1
+	{
+		printf 'qemu (%s) UNRELEASED; urgency=medium\n\n' "$version"
+		printf '  * virtio-balloon: page bitmaps, the misc queue; migration leaves out unused pages.\n\n'
+		printf ' -- %s <%s>  %s\n\n' "$(sed -n 's/^Maintainer: \(.*\) <.*/\1/p' "$top/module/debian/control")" \
+			"$(sed -n 's/^Maintainer: .*<\(.*\)>/\1/p' "$top/module/debian/control")" "$(date -R)"
+		printf '%s\n' "$changelog"
+	} >debian/changelog
+	cd "$dir"
+	dpkg-source --build src >&2
+	rm -r src
+	cd "$top"
+	find "$dir" -name '*.dsc'
 }

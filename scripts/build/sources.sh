@@ -51,27 +51,30 @@ newest() { find "$dl" -maxdepth 1 -name "$1" -printf '%T@ %p\n' | sort -n | tail
 deb() { with_downloads download_deb "$@"; }
 
 download_deb() {
-	local suite=$1 pkg=$2 version=${3:-} arch=${4:-} file apt
+	local suite=$1 pkg=$2 version=${3:-} arch=${4:-} file again apt
 	# A colon in a version is %3a in a file's name.
 	file=$(newest "${pkg}_${version//:/%3a}_*.deb")
 	[ -n "$version" ] || file=$(newest "${pkg}_*_${arch:-*}.deb")
-	if [ -z "$file" ]; then
+	for again in "" "$dl/apt/$suite-${arch:-$(dpkg --print-architecture)}/updated"; do
+		[ -z "$file" ] || break
+		# The suite has others than when it was looked up.
+		rm -f "$again"
 		in_suite "$suite" "$arch"
 		(cd "$dl" && { [ -n "$version" ] && apt-get "${apt[@]}" download "$pkg=$version" ||
 			apt-get "${apt[@]}" download "$pkg"; } >"$dl/apt/log" 2>&1) || true
 		file=$(newest "${pkg}_*_${arch:-*}.deb")
-	fi
+	done
 	[ -n "$file" ] || { say "cannot download $pkg from $suite: $(tail -n 1 "$dl/apt/log")"; exit 1; }
 	echo "$file"
 }
 
 fetch_linux() { deb "$(base linux suite)" "$(base linux package)" "$(base linux version)"; }
 
-# Debian's binary of a kernel: the one of our base, or the default of a suite
+# Debian's default kernel of a suite, its binary
 fetch_debian_kernel() { with_downloads download_debian_kernel "$@"; }
 
 download_debian_kernel() {
-	local suite=${1:-$(base linux suite)} pkg apt
+	local suite=$1 pkg apt
 	pkg=$(newest "linux-image-*-cloud-amd64_*.deb.$suite")
 	if [ -z "$pkg" ]; then
 		in_suite "$suite"

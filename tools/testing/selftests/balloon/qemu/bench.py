@@ -30,7 +30,7 @@ import migrate
 import reclaim_tests
 from harness import Run, huge_pages
 from lab import (BUILD, GIB, MIB, PAGE, ROOT, WAYS, Guest, Job, LabError, Move, Skip, accelerator,
-                 artifact)
+                 artifact, boot)
 
 OUT = BUILD.parent / "bench"
 Results = Dict[str, Dict[str, List[Move]]]
@@ -131,19 +131,51 @@ def turn(guest: Guest, case: Case, out: Dict[str, List[Move]]) -> None:
         job.kill()
 
 
-def stock(runs: int) -> Results:
-    """Debian 13's kernel, on our QEMU and on Debian's."""
-    case = next(one for one in RETURNS if one.name == "whole")
-    pairs = {way: ("qemu", WAYS[way]) for way in ("numbers", "as today")}
-    pairs["Debian's"] = ("qemu-stock", {})
-    out: Results = {name: {"inflate": [], "deflate": []} for name in pairs}
+class Pair(NamedTuple):
+    """A driver in Debian's kernel, its own or our module, and a QEMU."""
+
+    kernel: str
+    qemu: str
+    balloon: Dict[str, str]
+
+
+PAIRS = {
+    "our module": Pair("guest-module", "qemu", WAYS["bitmaps"]),
+    "its own": Pair("guest-debian", "qemu", WAYS["numbers"]),
+    "as today": Pair("guest-debian", "qemu", WAYS["as today"]),
+    # Last: what others are compared to
+    "Debian's QEMU": Pair("guest-debian", "qemu-stock", {}),
+}
+# How Debian's kernel may have been booted
+STOCK = {f"init_on_alloc={init}, THP {thp}": f"init_on_alloc={init} transparent_hugepage={thp}"
+         for init in (1, 0) for thp in ("always", "never")}
+
+
+def stock(append: str, runs: int) -> Results:
+    """Debian's kernel with our module and without, on our QEMU and on Debian's."""
+    case = next(one for one in RETURNS if one.name == "crumbs-32")
+    out: Results = {name: {"inflate": [], "deflate": []} for name in PAIRS}
     with contextlib.ExitStack() as stack:
         guests = {name: stack.enter_context(
-            Guest(f"bench-stock-{name[0]}", kernel="guest-debian", qemu=qemu, memory=case.memory,
-                  reserve=False, balloon=how, cpus=1)) for name, (qemu, how) in pairs.items()}
+            boot(f"bench-stock-{number}", pair.kernel, qemu=pair.qemu, memory=case.memory,
+                 append=append, reserve=False, balloon=pair.balloon, cpus=1))
+                  for number, (name, pair) in enumerate(PAIRS.items())}
         for run in range(runs):
             for name in sorted(guests, reverse=bool(run % 2)):
                 turn(guests[name], case, out[name])
+    return out
+
+
+def unused() -> Dict[str, int]:
+    """What of memory that was freed in part counts as unused, in Debian's kernel, in MiB."""
+    out: Dict[str, int] = {}
+    for what, verb in (("huge pages", "punch"), ("base pages", "fragment")):
+        with boot("bench-unused", "guest-module", memory=4 * GIB,
+                  balloon={"misc-vq": "on"}) as guest:
+            guest.start(f"balloon_mem {verb} 2900M 32").wait_ready(300)
+            out[what] = guest.ask()["reported-pages"] * PAGE // MIB
+    print("\n4 GiB, of which 2900 MiB are used and 31 of 32 pages given back, unused: "
+          + ", ".join(f"of {what} {mib} MiB" for what, mib in out.items()), flush=True)
     return out
 
 
@@ -361,7 +393,7 @@ def migrations(loads: List[migrate.Load], runs: int, memory: int = migrate.SIZE,
     """Tables of migrations, and every figure."""
     out: Dict[str, Any] = {}
     for load in loads:
-        results = {mode: migrate.chain(load, mode, runs, memory, prealloc)
+        results = {mode: migrate.chain([load] + [migrate.IDLE] * (runs - 1), mode, memory, prealloc)
                    for mode in migrate.MODES}
         migrate.table(load.title, results)
         out[load.name] = {"title": load.title, "medians": migrate.medians(results),
@@ -538,7 +570,7 @@ def main() -> int:
 
     OUT.mkdir(parents=True, exist_ok=True)
     unpatched = wanted("stock")
-    for name in ("guest", "qemu") + (("guest-debian", "qemu-stock") if unpatched else ()):
+    for name in ("guest", "qemu") + (("guest-module", "guest-debian", "qemu-stock") if unpatched else ()):
         artifact(name)
     begin = time.monotonic()
     report: Dict[str, Any] = {"accelerator": accelerator(), "runs": runs, "cases": {}, "raw": {}}
@@ -563,7 +595,9 @@ def main() -> int:
                                     for way, of in results.items()}
         save(report)
     if unpatched:
-        report["stock"] = table("Debian's kernel, 4 GiB, 1.5 used and freed", stock(runs))
+        report["stock"] = {title: table(f"Debian: {title}", stock(append, 3))
+                           for title, append in STOCK.items()}
+        report["unused"] = unused()
     if wanted("huge"):
         report["huge"] = huge_pages_left()
         print("huge pages of 3 GiB, half the guest ballooned: "

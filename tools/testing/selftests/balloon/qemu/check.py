@@ -30,6 +30,7 @@ import lab
 import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
+import package_tests  # noqa: F401 pylint: disable=unused-import
 import reclaim_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests
 from harness import TESTS, Failure, Run, Test
@@ -43,6 +44,8 @@ TEST_MEMORY = 4 * GIB
 # Those that take longest begin first, or the others would have to wait for them.
 LONG: Sequence[str] = ("*kunit_faults", "no_memory", "kasan_kunit", "soak", "matrix", "debug",
                        "compaction")
+# These are run when they are named only: they install and boot whole systems.
+NAMED: Sequence[str] = ("package",)
 # These wait more than they work: another one runs beside them.
 IDLE: Sequence[str] = ("kunit",)
 # What these are judged by depends on how fast their guest is.
@@ -73,8 +76,9 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def chosen(patterns: List[str]) -> List[Test]:
-    """Tests that match one of the patterns, or all."""
-    return [one for one in TESTS if not patterns or matches(one.name, patterns)]
+    """Tests that match one of the patterns, or all but those that have to be named."""
+    return [one for one in TESTS
+            if (matches(one.name, patterns) if patterns else not matches(one.name, NAMED))]
 
 
 def overdue(_signal: int, _frame: Any) -> None:
@@ -234,7 +238,7 @@ def arguments() -> argparse.Namespace:
                         help="the same tests with page-bitmap=off")
     parser.add_argument("--kernel", default="guest", metavar="NAME",
                         help="the same tests with another guest of scripts/build.sh: guest-debug, "
-                        "guest-kcsan, " + ", ".join(lab.ARCHS))
+                        "guest-kcsan, guest-module, " + ", ".join(lab.ARCHS))
     parser.add_argument("--jobs", type=int, metavar="N", default=spare_jobs(),
                         help="tests at a time; by default JOBS, or as many as CPUs, if they "
                         "have the memory")

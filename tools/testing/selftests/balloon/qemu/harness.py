@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from lab import (ARCHS, BUILD, GIB, MIB, X86, Guest, LabError, Skip, arch, artifact, has_property,
-                 locked, overhead, program)
+from lab import (ARCHS, BUILD, GIB, MIB, X86, Guest, LabError, Skip, arch, artifact, boot,
+                 has_property, locked, overhead, program)
 
 PAGE_POISON_BIT, BITMAP_BIT, MISC_BIT, VERSION_1_BIT, PACKED_BIT = 4, 22, 23, 32, 34
 # Memory that changes as fast as a guest can change it must still converge.
@@ -67,18 +67,7 @@ class Run:
         bitmap = self.bitmap if bitmap is None else bitmap
         if bitmap or has_property(qemu, "page-bitmap", kernel):
             props.setdefault("page-bitmap", "on" if bitmap else "off")
-        # Kernels that are not ours, seen to die at boot once in some 50 times under TCG.
-        again = 2 if kernel.startswith("guest-debian") else 0
-        while True:
-            try:
-                return Guest(f"guest{self.booted}", memory=memory, balloon=props,
-                             logs=self.logs, **more)
-            except LabError as error:
-                if not again:
-                    raise
-                print(f"# once more: {error}")
-            again -= 1
-            self.booted += 1
+        return boot(f"guest{self.booted}", memory=memory, balloon=props, logs=self.logs, **more)
 
 
 def called(kernel: str) -> str:
@@ -87,6 +76,8 @@ def called(kernel: str) -> str:
         return Run.kernel
     if Run.kernel in ARCHS:
         raise Skip(f"{kernel} is of another architecture")
+    if kernel == "guest-debug" and Run.kernel not in ("guest", "guest-debug"):
+        raise Skip(f"is about {kernel}, whatever the others run on")
     return kernel
 
 

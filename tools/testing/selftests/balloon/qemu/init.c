@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * PID 1 of the balloon lab's guests: runs shell commands for the host.
+ * PID 1 of the balloon lab's guests, or a service: runs shell commands for the host.
  *
  * The channel is the virtio-serial port "org.balloon.lab"; the console carries
  * kernel messages only. Both directions are a header line and its payload:
@@ -296,15 +296,10 @@ static void install_applets(void)
 		power_off("busybox cannot be installed");
 }
 
-int main(void)
+/* What a system has that is more than an initramfs. */
+static void set_up(void)
 {
-	static const char *const shell[] = { "/bin/sh", "-c", "load_modules; exec sh -i", NULL };
-	static const char *const early[] = { "/bin/load_modules", "early.order", NULL };
-	struct sigaction sa = { .sa_handler = on_signal };
-	char cmdline[4096] = "";
-	sigset_t chld;
-	int port, fd;
-	pid_t pid;
+	int fd;
 
 	mount_or_say("devtmpfs", "/dev");
 	fd = open("/dev/console", O_RDWR);
@@ -322,6 +317,21 @@ int main(void)
 	setenv("PATH", "/bin", 1);
 	setenv("HOME", "/", 1);
 	install_applets();
+}
+
+int main(void)
+{
+	static const char *const shell[] = { "/bin/sh", "-c", "load_modules; exec sh -i", NULL };
+	static const char *const early[] = { "/bin/load_modules", "early.order", NULL };
+	struct sigaction sa = { .sa_handler = on_signal };
+	char cmdline[4096] = "";
+	int port, status;
+	sigset_t chld;
+	pid_t pid;
+
+	/* Else a service of a system that has an init of its own. */
+	if (getpid() == 1)
+		set_up();
 
 	/* SIGCHLD interrupts ppoll() and nothing else. */
 	sigaction(SIGCHLD, &sa, NULL);
@@ -330,14 +340,14 @@ int main(void)
 	/* A distribution's kernel has even the channel's driver as a module. */
 	if (!access("/lib/modules/early.order", R_OK)) {
 		pid = spawn(early, -1);
-		while (pid > 0 && (wait(&fd) != pid || errno == EINTR))
+		while (pid > 0 && (wait(&status) != pid || errno == EINTR))
 			;
 	}
 
 	read_file("/proc/cmdline", cmdline, sizeof(cmdline));
 	if (strstr(cmdline, "lab.shell")) {
 		pid = spawn(shell, -1);
-		while (pid > 0 && (wait(&fd) != pid || errno == EINTR))
+		while (pid > 0 && (wait(&status) != pid || errno == EINTR))
 			;
 		power_off("shell ended");
 	}

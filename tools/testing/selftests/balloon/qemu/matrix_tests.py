@@ -90,7 +90,7 @@ def affordable() -> None:
         raise Skip("this takes hours in the debug guest")
 
 
-@variants(*((kernel, qemu) for kernel in ("guest", "guest-debian", "guest-debian12")
+@variants(*((kernel, qemu) for kernel in ("guest", "guest-module", "guest-debian", "guest-debian12")
             for qemu in ("qemu", "qemu-stock")))
 def matrix(run: Run, names: Tuple[str, str]) -> None:
     """{}: every set of features"""
@@ -108,7 +108,7 @@ def matrix(run: Run, names: Tuple[str, str]) -> None:
             for some in subsets(name for name in BITS if has_property(qemu, name)):
                 if append and "page-poison" not in some:
                     continue
-                one(guest, kernel == "guest", bool(append), some)
+                one(guest, kernel in ("guest", "guest-module"), bool(append), some)
                 works += 1
     WORKING[kernel, qemu] = works
 

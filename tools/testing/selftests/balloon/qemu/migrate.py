@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from lab import GIB, MIB, Guest, LabError, Migration
+from lab import GIB, MIB, Guest, LabError, Migration, boot
 
 SIZE = 8 * GIB
 # 10 Gbit/s. By default QEMU stops the VM as soon as the rest takes 300 ms: with so
@@ -55,10 +55,11 @@ def share(keep: int, block: str = "4K") -> Callable[[Guest], None]:
     return run
 
 
+IDLE = Load("migrate-idle", "idle", idle)
 LOADS = [
     Load("migrate-fragmented", "fragmented: 31 of 32 pages of 3/4 freed", share(32)),
     Load("migrate-ballooned", "half ballooned away", ballooned),
-    Load("migrate-idle", "idle", idle),
+    IDLE,
     Load("migrate-freed", "3/4 touched, then freed", freed),
 ]
 LOADS += [one._replace(name=f"{one.name}-init", title=f"{one.title}, init_on_alloc=1",
@@ -68,16 +69,17 @@ GRID = [Load(f"grid-{keep}-{block}", f"{keep - 1} of {keep} blocks of {block} fr
         for keep in (2, 8, 32) for block in ("4K", "64K", "2M")]
 
 
-def chain(load: Load, mode: str, runs: int, memory: int = SIZE,
-          prealloc: bool = True) -> List[Migration]:
-    """Migrate one guest several times, from host to host."""
+def chain(loads: Sequence[Load], mode: str, memory: int = SIZE, prealloc: bool = True,
+          kernel: str = "guest") -> List[Migration]:
+    """Migrate one guest from host to host, each time after another load."""
     out: List[Migration] = []
-    more: Dict[str, Any] = {"memory": memory, "prealloc": prealloc, "append": load.append,
+    more: Dict[str, Any] = {"kernel": kernel, "memory": memory, "prealloc": prealloc,
+                            "append": loads[0].append,
                             "balloon": {"page-bitmap": "on", **MODES[mode]}}
-    source = Guest(f"migrate-{mode}", **more)
+    source = boot(f"migrate-{mode}", **more)
     try:
-        load.run(source)
-        for run in range(runs):
+        for run, load in enumerate(loads):
+            load.run(source)
             target = Guest(f"migrate-{mode}-{run}", incoming=True, **more)
             try:
                 out.append(source.migrate_to(target, parameters=LINK, poll=0.05))

@@ -12,11 +12,11 @@ from lab import FIRMWARE, accelerator, artifact, initramfs
 
 def main() -> None:
     """Become QEMU. Arguments are added to its command line."""
-    guest, qemu = artifact("guest"), artifact("qemu") / "qemu-system-x86_64"
+    guest, qemu = artifact("guest-module"), artifact("qemu") / "qemu-system-x86_64"
     args = [str(qemu), "-M", "q35", "-accel", "kvm" if accelerator() == "kvm" else "tcg,thread=multi", "-cpu", "max", "-smp", "2",
             "-m", "8G", "-nodefaults", "-display", "none", "-serial", "mon:stdio",
             "-device", "virtio-balloon-pci,id=balloon0,page-bitmap=on",
-            "-kernel", str(guest / "bzImage"), "-initrd", str(initramfs("guest")),
+            "-kernel", str(guest / "bzImage"), "-initrd", str(initramfs("guest-module")),
             "-append", "console=ttyS0 loglevel=4 lab.shell"]
     for firmware in filter(os.path.isdir, FIRMWARE):
         args += ["-L", firmware]
