@@ -38,11 +38,12 @@ module_kdir() {
 
 suite() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 
+# How packages of Linux 6.12 for the cloud are called in a suite: linux-headers-$(flavour SUITE)
+flavour() { [ "$1" != bookworm ] && echo cloud-amd64 || echo 6.12-cloud-amd64; }
+
 # Have some installed: those of this machine's Debian
 need_module_headers() {
-	local package=linux-headers-6.12-cloud-amd64
-	[ "$(suite)" = bookworm ] || package=linux-headers-cloud-amd64
-	[ -n "$(module_kdir)" ] || "$top/scripts/deps.sh" $package
+	[ -n "$(module_kdir)" ] || "$top/scripts/deps.sh" "linux-headers-$(flavour "$(suite)")"
 }
 
 # compile_module KDIR DIR

@@ -4,14 +4,12 @@
 
 # make_root SUITE DIR: with Linux 6.12 for the cloud, its headers, and dkms
 make_root() {
-	local kernel=linux-image-cloud-amd64 headers=linux-headers-cloud-amd64
-	if [ "$1" = bookworm ]; then
-		kernel=linux-image-6.12-cloud-amd64 headers=linux-headers-6.12-cloud-amd64
-	fi
+	local kernel
+	kernel=$(flavour "$1")
 	"$top/scripts/deps.sh" mmdebstrap
 	step "installing a Debian $1" "$BUILD/root-$1.log" \
 		mmdebstrap --mode=root --variant=minbase --aptopt='Apt::Install-Recommends "false"' \
-		--include="$kernel,$headers,dkms,initramfs-tools,systemd-sysv,udev,kmod,zstd" \
+		--include="linux-image-$kernel,linux-headers-$kernel,dkms,initramfs-tools,systemd-sysv,udev,kmod,zstd" \
 		"$1" "$2/root" \
 		"deb $(mirror main) $1 main" "deb $(mirror main) $1-updates main" \
 		"deb $(mirror security) $1-security main"

@@ -29,8 +29,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 import migrate
 import reclaim_tests
 from harness import Run, huge_pages
-from lab import (BUILD, GIB, MIB, PAGE, ROOT, WAYS, Guest, Job, LabError, Move, Skip, accelerator,
-                 artifact, boot)
+from lab import (BUILD, GIB, MIB, PAGE, PAIRS, ROOT, WAYS, Guest, Job, LabError, Move, Pair, Skip,
+                 accelerator, artifact, boot)
 
 OUT = BUILD.parent / "bench"
 Results = Dict[str, Dict[str, List[Move]]]
@@ -131,21 +131,6 @@ def turn(guest: Guest, case: Case, out: Dict[str, List[Move]]) -> None:
         job.kill()
 
 
-class Pair(NamedTuple):
-    """A driver in Debian's kernel, its own or our module, and a QEMU."""
-
-    kernel: str
-    qemu: str
-    balloon: Dict[str, str]
-
-
-PAIRS = {
-    "our module": Pair("guest-module", "qemu", WAYS["bitmaps"]),
-    "its own": Pair("guest-debian", "qemu", WAYS["numbers"]),
-    "as today": Pair("guest-debian", "qemu", WAYS["as today"]),
-    # Last: what others are compared to
-    "Debian's QEMU": Pair("guest-debian", "qemu-stock", {}),
-}
 # How Debian's kernel may have been booted
 STOCK = {f"init_on_alloc={init}, THP {thp}": f"init_on_alloc={init} transparent_hugepage={thp}"
          for init in (1, 0) for thp in ("always", "never")}
@@ -154,12 +139,14 @@ STOCK = {f"init_on_alloc={init}, THP {thp}": f"init_on_alloc={init} transparent_
 def stock(append: str, runs: int) -> Results:
     """Debian's kernel with our module and without, on our QEMU and on Debian's."""
     case = next(one for one in RETURNS if one.name == "crumbs-32")
-    out: Results = {name: {"inflate": [], "deflate": []} for name in PAIRS}
+    # The last is what others are compared to.
+    pairs = {**PAIRS, "Debian's QEMU": Pair("guest-debian", {}, "qemu-stock")}
+    out: Results = {name: {"inflate": [], "deflate": []} for name in pairs}
     with contextlib.ExitStack() as stack:
         guests = {name: stack.enter_context(
             boot(f"bench-stock-{number}", pair.kernel, qemu=pair.qemu, memory=case.memory,
                  append=append, reserve=False, balloon=pair.balloon, cpus=1))
-                  for number, (name, pair) in enumerate(PAIRS.items())}
+                  for number, (name, pair) in enumerate(pairs.items())}
         for run in range(runs):
             for name in sorted(guests, reverse=bool(run % 2)):
                 turn(guests[name], case, out[name])

@@ -6,39 +6,26 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import migrate
-from lab import GIB, MIB, WAYS, LabError, Move, accelerator, artifact, boot
+from lab import GIB, MIB, PAIRS, WAYS, LabError, Move, accelerator, artifact, boot
 
 SIZE, USED, TAKEN = 2 * GIB, 700 * MIB, 512 * MIB
 
 
-class Pair(NamedTuple):
-    """A driver, and how the device is told of pages."""
-
-    kernel: str
-    way: str
-
-
-PAIRS = {
-    "our module": Pair("guest-module", "bitmaps"),
-    "its own": Pair("guest-debian", "numbers"),
-    "as today": Pair("guest-debian", "as today"),
-}
-
-
 def measure(name: str) -> Tuple[Move, Move]:
     """The way down and up of a guest that has freed what it used but for one page in 32."""
-    kernel, way = PAIRS[name]
-    with boot(f"demo-{name.replace(' ', '-')}", kernel, memory=SIZE, balloon=WAYS[way]) as guest:
+    pair = PAIRS[name]
+    with boot(f"demo-{name.replace(' ', '-')}", pair.kernel, memory=SIZE,
+              balloon=pair.balloon) as guest:
         total = guest.meminfo()["MemTotal"]
         guest.start(f"balloon_mem fragment {USED // MIB}M 32").wait_ready(120)
         down = guest.balloon(SIZE - TAKEN, timed=True)
         up = guest.balloon(SIZE, timed=True)
         records = down.stats["records"]
-        if (records > 0) != (way == "bitmaps"):
-            raise LabError(f"{WAYS[way]}, but {records} records came")
+        if (records > 0) != (pair.balloon == WAYS["bitmaps"]):
+            raise LabError(f"{pair.balloon}, but {records} records came")
         if guest.meminfo()["MemTotal"] != total:
             raise LabError("the guest did not get its memory back")
         return down, up

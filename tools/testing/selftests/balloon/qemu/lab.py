@@ -147,6 +147,20 @@ WAYS: Dict[str, Dict[str, str]] = {
 }
 
 
+class Pair(NamedTuple):
+    """A driver in Debian's kernel, ours as a module or its own, and a device."""
+
+    kernel: str
+    balloon: Mapping[str, str]
+    qemu: str = "qemu"
+
+
+PAIRS = {
+    "our module": Pair("guest-module", WAYS["bitmaps"]),
+    "its own": Pair("guest-debian", WAYS["numbers"]),
+    "as today": Pair("guest-debian", WAYS["as today"]),
+}
+
 # Counters that do not count, but say what is the case.
 ABSOLUTE = ("longest-hold-ns", "answer-ns", "longest-answer-ns", "last-id")
 
