@@ -5,6 +5,6 @@ set -eu
 here=$(dirname "$0")
 guest=$("$here/build.sh" guest)
 qemu=$("$here/build.sh" qemu)
-echo "kernel $guest/bzImage"
+echo "kernel $guest/kernel"
 echo "modules $(sed "s,^,$guest/," "$guest/modules.order" | grep -v kunit | tr '\n' ' ')"
 echo "qemu $qemu/qemu-system-x86_64"

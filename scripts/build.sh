@@ -25,9 +25,9 @@
 # tree		only unpack the sources and apply the series
 # configured	and configure our kernel
 #
-# A guest directory holds bzImage, its modules, and modules.order with their
-# names in load order, in early.order those that the lab's channel needs; and busybox
-# if it is not for this machine. A QEMU directory holds qemu-system-x86_64 and python/ with
+# A guest directory holds a kernel, on x86-64 as bzImage, too; its modules, and modules.order
+# with their names in load order, in early.order those that the lab's channel needs; and
+# busybox if it is not for this machine. A QEMU directory holds qemu-system-x86_64 and python/ with
 # QEMU's own classes. Downloads and finished builds live in $CACHE, the latter under a hash
 # of all that they were built from.
 set -euo pipefail
@@ -97,7 +97,7 @@ progress() {
 key() {
 	local name=$1 make=(make_"${1//-/_}") from=${2##*/} series=$3
 	case $name in
-	guest*) make+=(configure kernel install_guest make_guest_arch install_debian_guest) ;;
+	guest*) make+=(configure kernel install_guest make_guest_arch install_debian_guest unpack_kernel) ;;
 	root*) make+=(make_root) ;;
 	q*) make+=(configure_qemu configure_qemu_lab configure_qemu_gcov configure_qemu_fuzz build_qemu) ;;
 	esac

@@ -3,7 +3,7 @@
 # deps.sh [arch | PACKAGE...]: install the Debian packages that are missing, or say which.
 set -eu
 
-need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-utils zstd
+need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-utils zstd lz4
 rsync perl python3 dpkg-dev patch
 meson ccache libzstd-dev ninja-build pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev
 qemu-system-data seabios busybox-static e2fsprogs

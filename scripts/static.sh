@@ -48,22 +48,16 @@ findings() {
 	[ -z "$out" ] || { printf '%s\n' "$out"; return 1; }
 }
 
+# All mails of a series at once, in the tree, whose headers tell which names exist.
 checkpatch() {
-	local kind mails
+	local linux qemu
 	perl "$src/scripts/checkpatch.pl" --no-tree --strict --terse --no-summary -f module/*.[ch]
-	for kind in linux qemu; do
-		mails=$(scripts/series.py --build "$BUILD" mails $kind)
-		for mail in "$mails"/[0-9]*.patch; do
-			case $kind-${mail##*/} in
-			*-0000-*) ;;
-			# In the tree, whose headers tell it which names exist.
-			linux-*) (cd "$src" && perl scripts/checkpatch.pl --strict --terse \
-				--no-summary --ignore FILE_PATH_CHANGES "$mail") ;;
-			qemu-*) (cd "$BUILD/qemu" && perl scripts/checkpatch.pl --terse \
-				--no-summary "$mail") ;;
-			esac
-		done
-	done
+	linux=$(scripts/series.py --build "$BUILD" mails linux)
+	qemu=$(scripts/series.py --build "$BUILD" mails qemu)
+	rm -f "$linux"/0000-* "$qemu"/0000-*
+	(cd "$src" && perl scripts/checkpatch.pl --strict --terse --no-summary \
+		--ignore FILE_PATH_CHANGES "$linux"/*.patch)
+	(cd "$BUILD/qemu" && perl scripts/checkpatch.pl --terse --no-summary "$qemu"/*.patch)
 }
 
 sparse() {
@@ -203,7 +197,7 @@ step_linux() {
 step_boots() {
 	local from=$BUILD/steps/linux-obj dir=$BUILD/steps/guest
 	step_linux m bzImage modules && mkdir -p "$dir" &&
-	cp "$from/.config" "$from/arch/x86/boot/bzImage" "$from/drivers/virtio/virtio_balloon.ko" "$dir/" &&
+	strip -o "$dir/kernel" "$from/vmlinux" && cp "$from/.config" "$from/drivers/virtio/virtio_balloon.ko" "$dir/" &&
 	echo virtio_balloon.ko >"$dir/modules.order" &&
 	BALLOON_LAB_GUEST=$dir python3 tools/testing/selftests/balloon/qemu/check.py --pfn content
 }

@@ -25,14 +25,21 @@ kernel() {
 	configure "$@"
 	local -x CCACHE_DIR=$CACHE/ccache CCACHE_NOHASHDIR=1
 	step "building $(basename "$2")" "$2.log" make -C "$1" O="$2" -j"$JOBS" LOCALVERSION= \
-		CC="ccache ${CROSS_COMPILE:-}gcc" "${kflags[@]}" "${IMAGE:-bzImage}" modules
+		CC="ccache ${CROSS_COMPILE:-}gcc" "${kflags[@]}" "${IMAGE##*/}" modules
 }
 kflags=()
+# To be built. On x86-64 guests boot what is in it: to unpack it takes TCG up to half of a boot.
+IMAGE=bzImage
 
 # What a guest takes along: install_guest OBJECTS DIR
 install_guest() {
 	cp "$1/.config" "$2/"
-	cp "$1/arch/${ARCH:-x86}/boot/${IMAGE:-bzImage}" "$2/bzImage"
+	if [ "$IMAGE" = bzImage ]; then
+		strip -o "$2/kernel" "$1/vmlinux"
+		cp "$1/arch/x86/boot/bzImage" "$2/"
+	else
+		cp "$1/$IMAGE" "$2/kernel"
+	fi
 	local m
 	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
 		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
@@ -98,9 +105,9 @@ make_guest_arch() {
 	rm -r "$deb"
 }
 
-make_guest_s390x() { make_guest_arch s390x s390 s390x-linux-gnu- bzImage "$1"; }
-make_guest_arm64() { make_guest_arch arm64 arm64 aarch64-linux-gnu- Image "$1"; }
-make_guest_i386() { make_guest_arch i386 i386 i686-linux-gnu- bzImage "$1"; }
+make_guest_s390x() { make_guest_arch s390x s390 s390x-linux-gnu- arch/s390/boot/bzImage "$1"; }
+make_guest_arm64() { make_guest_arch arm64 arm64 aarch64-linux-gnu- arch/arm64/boot/Image "$1"; }
+make_guest_i386() { make_guest_arch i386 i386 i686-linux-gnu- arch/x86/boot/bzImage "$1"; }
 
 make_kunit_uml() {
 	local obj=$BUILD/linux-uml-obj
@@ -112,12 +119,30 @@ make_kunit_uml() {
 	cp "$obj/linux" "$obj/.config" "$1/"
 }
 
+# unpack_kernel FILE: what is in a bzImage, whose header says where, behind the sectors that set up
+unpack_kernel() {
+	local sectors offset size unpack
+	sectors=$(od -An -tu1 -j 0x1f1 -N 1 "$1")
+	offset=$(od -An -tu4 -j 0x248 -N 4 "$1")
+	size=$(od -An -tu4 -j 0x24c -N 4 "$1")
+	offset=$(((sectors + 1) * 512 + offset))
+	case $(od -An -tx4 -j $offset -N 4 "$1") in
+	*fd2fb528) unpack=zstd ;;
+	*184c2102) unpack=lz4 ;;
+	*) say "$1 is compressed in another way than Debian does it"; exit 1 ;;
+	esac
+	# Its last word is the size of what comes out.
+	dd if="$1" iflag=skip_bytes,count_bytes skip=$offset count=$((size - 4)) bs=1M status=none |
+		$unpack -dc
+}
+
 # install_debian_guest DEB DIR: a guest of Debian's kernel, with its own balloon
 install_debian_guest() {
 	local m module
 	mkdir "$2/deb"
 	dpkg-deb -x "$1" "$2/deb"
 	cp "$2"/deb/boot/vmlinuz-* "$2/bzImage"
+	unpack_kernel "$2/bzImage" >"$2/kernel"
 	cp "$2"/deb/boot/config-* "$2/.config"
 	for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console \
 		virtio_mmio virtio_blk virtio_mem virtio_balloon; do

@@ -344,7 +344,7 @@ def after_sleep(guest: Guest, stamp: lab.Job) -> None:
 def suspend_to_ram(run: Run) -> None:
     """suspend to RAM with pages in the balloon"""
     needs("guest", "SUSPEND")
-    with run.guest() as guest:
+    with run.guest(sleeps=True) as guest:
         if "deep" not in guest.sh("cat /sys/power/mem_sleep"):
             raise Skip("the guest knows no suspend to RAM")
         stamp = guest.start("balloon_mem stamp 128M").wait_ready()
@@ -453,9 +453,11 @@ def no_memory(run: Run, kind: str) -> None:
     needs("guest-debug", "FAULT_INJECTION_DEBUG_FS", kind.upper())
     # Single pages from all over: a message has more windows than segments. Of each 128 MiB,
     # about a window, the guest has 32: under KASAN it takes minutes to scatter all of them.
+    # Of the last it has all, or it would reclaim memory all the time.
     holes = ",".join(f"96M${at}M" for at in range(128, 1664, 128))
-    with run.guest(kernel="guest-debug", memory=1472 * MIB,
-                   append=f"debug_pagealloc=on memmap={holes}") as guest:
+    # And a slab has two segments, or those left in one would do, and no page be wanted.
+    with run.guest(kernel="guest-debug", memory=1536 * MIB,
+                   append=f"slub_max_order=1 memmap={holes}") as guest:
         guest.start("balloon_mem scatter 300M 2").wait_ready(240)
         # After it, since it would take a CPU from it.
         stamp = guest.start("balloon_mem stamp 32M").wait_ready()
@@ -592,7 +594,8 @@ def run_kunit(run: Run, kernel: str, faults: bool) -> None:
     if not suites:
         raise Skip("the guest has no KUnit modules")
     # A suite lets probe run out of memory.
-    with run.guest(kernel=kernel, expected="failed with error -12$") as guest:
+    with run.guest(kernel=kernel, append="kmemleak=on",
+                   expected="failed with error -12$") as guest:
         guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
         # What a suite makes fail by itself, any allocation, fails without a word.
         guest.sh("""
@@ -673,7 +676,7 @@ def debug(run: Run) -> None:
     # With both a page takes 25 times as long, so the other tests do without, and this one
     # moves no more than a few holds of the balloon's lock.
     low = GIB - 192 * MIB
-    with run.guest(kernel="guest-debug", append="page_owner=on debug_pagealloc=on",
+    with run.guest(kernel="guest-debug", append="kmemleak=on page_owner=on debug_pagealloc=on",
                    balloon={"misc-vq": "on"}) as guest:
         exercise(guest, low, run.bitmap, rounds=2, stamped=64 * MIB)
         guest.set_target(low)

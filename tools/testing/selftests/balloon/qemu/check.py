@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -57,6 +58,7 @@ class Result(NamedTuple):
 
     word: str = "failed"    # or passed, or skipped
     reason: str = ""
+    cpu: float = 0              # seconds of CPUs, its guests' too
     found: Dict[str, str] = {}                  # lab.FOUND
     working: Dict[Tuple[str, str], int] = {}    # matrix_tests.WORKING
 
@@ -119,7 +121,9 @@ def perform(test: Test, sender: Any) -> None:
         # No more than a pipe takes
         result = Result("failed", str(error)[:30000])
     signal.alarm(0)
-    sender.send(result._replace(found=lab.FOUND, working=matrix_tests.WORKING))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sender.send(result._replace(cpu=sum(one.ru_utime + one.ru_stime for one in used),
+                                found=lab.FOUND, working=matrix_tests.WORKING))
 
 
 def start(test: Test) -> Running:
@@ -226,7 +230,9 @@ def report(one: Running, result: Result, number: int, seconds: float) -> None:
         said += f"\n{result.reason}\nlogs: {logs(one.test)}"
     lines = [line if line.startswith("#") else f"# {line}" for line in said.splitlines() if line]
     word = "not ok" if result.word == "failed" else "ok"
-    more = f" # SKIP {result.reason}" if result.word == "skipped" else f" # {seconds:.1f} s"
+    more = f" # {seconds:.1f} s, {result.cpu:.0f} s of CPU"
+    if result.word == "skipped":
+        more = f" # SKIP {result.reason}"
     print("\n".join([*lines, f"{word} {number} {one.test.name}{more}"]))
 
 

@@ -298,8 +298,11 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
               hotplug: bool = False, incoming: bool = False,
               objects: Sequence[str] = (), devices: Sequence[str] = (),
-              drives: Sequence[str] = (), cpus: int = 2) -> List[str]:
-    """QEMU's arguments for a guest, without console and agent."""
+              drives: Sequence[str] = (), cpus: int = 2, sleeps: bool = False) -> List[str]:
+    """QEMU's arguments for a guest, without console and agent.
+
+    One that sleeps, and is to wake up from suspend to RAM, cannot be booted by PVH.
+    """
     # pylint: disable=too-many-arguments
     bus, accel = virtio_bus(kernel, machine), accelerator(kernel)
     if machine == "microvm" and accel == "tcg":
@@ -308,10 +311,13 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
     cpu = arch(kernel).cpu
     if accel == "tcg" and arch(kernel).program == X86.program:
         cpu += SLOW_STRINGS
+    image = artifact(kernel) / "bzImage"
+    if not sleeps or not image.exists():
+        image = artifact(kernel) / "kernel"
     args = ["-nodefaults", "-no-user-config", "-no-reboot",
             "-accel", "tcg,thread=multi" if accel == "tcg" else accel,
             "-cpu", cpu, "-smp", str(cpus), "-m", f"{memory // MIB}M",
-            "-kernel", str(artifact(kernel) / "bzImage"),
+            "-kernel", str(image),
             "-initrd", str(initramfs(kernel)),
             "-append", f"console={arch(kernel).console} loglevel=5 oops=panic panic=-1 {append}"]
     for firmware in FIRMWARE:

@@ -81,7 +81,7 @@ def installed(run: Run, suite: str, origin: Path) -> Iterator[Dict[str, Any]]:
         require("updates/dkms/virtio_balloon.ko" in within(root, "lsinitramfs /boot/initrd.img-*"),
                 "the initramfs has another driver")
         boot = root / "boot"
-        shutil.copy(next(boot.glob("vmlinuz-*")), run.logs / "bzImage")
+        shutil.copy(next(boot.glob("vmlinuz-*")), run.logs / "kernel")
         shutil.copy(next(boot.glob("initrd.img-*")), run.logs / "initrd.img")
         subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", root, disk, "2G"], check=True)
         lab.FOUND[kernel] = str(run.logs)

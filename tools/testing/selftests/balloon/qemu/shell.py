@@ -16,7 +16,7 @@ def main() -> None:
     args = [str(qemu), "-M", "q35", "-accel", "kvm" if accelerator() == "kvm" else "tcg,thread=multi", "-cpu", "max", "-smp", "2",
             "-m", "8G", "-nodefaults", "-display", "none", "-serial", "mon:stdio",
             "-device", "virtio-balloon-pci,id=balloon0,page-bitmap=on",
-            "-kernel", str(guest / "bzImage"), "-initrd", str(initramfs("guest-module")),
+            "-kernel", str(guest / "kernel"), "-initrd", str(initramfs("guest-module")),
             "-append", "console=ttyS0 loglevel=4 lab.shell"]
     for firmware in filter(os.path.isdir, FIRMWARE):
         args += ["-L", firmware]
