@@ -18,6 +18,7 @@
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/rcupdate.h>
+#include <linux/sizes.h>
 #include <linux/swap.h>
 #include <linux/virtio.h>
 
@@ -57,9 +58,13 @@ extern unsigned long balloon_compat_max_pfn;
 #define max_pfn				balloon_compat_max_pfn
 #define get_max_pfn()			READ_ONCE(max_pfn)
 
-/* With init_on_alloc they are initialised: only mm can leave that out. */
+/*
+ * With init_on_alloc they are initialised: only mm can leave that out. What is
+ * written to the host backs, so it is to have little of that at a time.
+ */
 struct page *balloon_compat_alloc(gfp_t gfp, unsigned int order);
 #define alloc_pages_uninit		balloon_compat_alloc
+#define BALLOON_TAKE_SIZE		(want_init_on_alloc(GFP_HIGHUSER) ? SZ_16M : 8ULL * SZ_1G)
 
 unsigned long balloon_compat_reclaim(struct zonelist *zonelist, int order, gfp_t gfp,
 				     nodemask_t *nodes);

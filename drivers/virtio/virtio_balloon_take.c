@@ -27,11 +27,13 @@
 #include "virtio_balloon_take.h"
 
 /*
- * What is gathered before the host hears of it: so many pages at the most, for
+ * What is gathered before the host hears of it: so many bytes at the most, for
  * they are nobody's use meanwhile, and what can be had within so many jiffies, for
- * the target may change, and the device go.
+ * the target may change, and the device go. Out of tree it may be less.
  */
-#define BALLOON_TAKE_PAGES	(8ULL * SZ_1G >> PAGE_SHIFT)
+#ifndef BALLOON_TAKE_SIZE
+#define BALLOON_TAKE_SIZE	(8ULL * SZ_1G)
+#endif
 #define BALLOON_TAKE_TIME	(HZ / 4)
 /* Blocks from one look at free memory to the next: others may need it meanwhile. */
 #define BALLOON_TAKE_BATCH	4096
@@ -258,7 +260,7 @@ static size_t balloon_take_free(const struct balloon_take *take, struct list_hea
 	size_t got = 0;
 
 	*pressed = false;
-	nr_pages = min_t(u64, nr_pages, BALLOON_TAKE_PAGES);
+	nr_pages = min_t(u64, nr_pages, BALLOON_TAKE_SIZE >> PAGE_SHIFT);
 	while (got < nr_pages && time_before(jiffies, end)) {
 		size_t nr;
 

@@ -98,7 +98,9 @@ def patience(kernel: str) -> int:
 def overhead(kernel: str, memory: int) -> int:
     """Memory that a kernel needs to leave its guest as much as a plain one would."""
     # In huge pages, which memory may be made of.
-    return memory * 3 // 20 // (2 * MIB) * 2 * MIB + 96 * MIB if kernel == "guest-debug" else 0
+    if kernel == "guest-debug":
+        return memory * 3 // 20 // (2 * MIB) * 2 * MIB + 96 * MIB
+    return 64 * MIB if kernel.startswith(("guest-debian", "guest-module")) else 0
 
 
 class LabError(Exception):
@@ -638,6 +640,13 @@ class Guest:
         kinds = ("RssAnon", "RssShmem", "HugetlbPages")
         return sum(int(n) * KIB for kind, n in re.findall(r"(\w+):\s+(\d+) kB", text)
                    if kind in kinds)
+
+    def peak_rss(self, again: bool = False) -> int:
+        """The most that QEMU's RSS has been, in bytes; with again, from now on."""
+        if again:
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5", "ascii")
+        text = Path(f"/proc/{self.pid}/status").read_text("ascii")
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) * KIB
 
     def faults(self) -> int:
         """Page faults of QEMU that needed no input, one for each piece backed."""
