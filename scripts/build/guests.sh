@@ -153,7 +153,7 @@ install_debian_guest() {
 		*) cat "$module" ;;
 		esac >"$2/$m.ko"
 		case $m in
-		virtio_mmio | virtio_blk | virtio_mem | virtio_balloon) echo "$m.ko" >>"$2/modules.order" ;;
+		virtio_blk | virtio_mem | virtio_balloon) echo "$m.ko" >>"$2/modules.order" ;;
 		*) echo "$m.ko" >>"$2/early.order" ;;
 		esac
 	done
