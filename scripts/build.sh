@@ -97,7 +97,8 @@ progress() {
 key() {
 	local name=$1 make=(make_"${1//-/_}") from=${2##*/} series=$3
 	case $name in
-	guest*) make+=(configure kernel install_guest make_guest_arch install_debian_guest unpack_kernel) ;;
+	guest-debian* | guest-module) make+=(install_debian_guest unpack_kernel) ;;
+	guest*) make+=(configure kernel install_guest make_guest_arch) ;;
 	root*) make+=(make_root) ;;
 	q*) make+=(configure_qemu configure_qemu_lab configure_qemu_gcov configure_qemu_fuzz build_qemu) ;;
 	esac

@@ -54,7 +54,7 @@ checkpatch() {
 	perl "$src/scripts/checkpatch.pl" --no-tree --strict --terse --no-summary -f module/*.[ch]
 	linux=$(scripts/series.py --build "$BUILD" mails linux)
 	qemu=$(scripts/series.py --build "$BUILD" mails qemu)
-	rm -f "$linux"/0000-* "$qemu"/0000-*
+	local GLOBIGNORE="$linux/0000-*:$qemu/0000-*"
 	(cd "$src" && perl scripts/checkpatch.pl --strict --terse --no-summary \
 		--ignore FILE_PATH_CHANGES "$linux"/*.patch)
 	(cd "$BUILD/qemu" && perl scripts/checkpatch.pl --terse --no-summary "$qemu"/*.patch)

@@ -143,7 +143,7 @@ make_qemu_arch() {
 
 # Debian's source package of QEMU with the series in it, for whoever runs Debian's QEMU
 build_deb_qemu() {
-	local dir=$BUILD/deb-qemu version mails mail changelog
+	local dir=$BUILD/deb-qemu version mails changelog GLOBIGNORE
 	tree qemu
 	mails=$("$top/scripts/series.py" --build "$BUILD" mails qemu)
 	rm -rf "$dir"
@@ -151,14 +151,9 @@ build_deb_qemu() {
 	dpkg-source --no-check -x "$(fetch_qemu)" "$dir/src" >/dev/null
 	cd "$dir/src"
 	mkdir debian/patches/balloon
-	for mail in "$mails"/0*.patch; do
-		case $mail in
-		*/0000-*) ;;
-		*)
-			cp "$mail" debian/patches/balloon/
-			echo "balloon/${mail##*/}" >>debian/patches/series ;;
-		esac
-	done
+	GLOBIGNORE="$mails/0000-*"
+	cp "$mails"/*.patch debian/patches/balloon/
+	(cd debian/patches && printf '%s\n' balloon/*.patch >>series)
 	changelog=$(cat debian/changelog)
 	version=$(dpkg-parsechangelog -S Version)+balloon1
 	{
