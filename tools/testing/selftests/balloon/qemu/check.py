@@ -268,8 +268,9 @@ def main() -> int:
     Run.bitmap, Run.kernel = not args.pfn, args.kernel
     signal.signal(signal.SIGTERM, terminated)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore
+    why = lab.no_kvm(args.kernel)
     print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator(args.kernel)}, "
-          f"{args.jobs} at a time")
+          f"{args.jobs} at a time" + (f"; {why}" if why else ""))
     # What all of them need
     lab.program(args.kernel, "qemu")
     lab.initramfs(args.kernel)

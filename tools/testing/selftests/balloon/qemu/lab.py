@@ -36,6 +36,7 @@ BUILD = Path(os.environ.get("BUILD") or ROOT / "build").resolve() / "lab"
 KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
 PORT = "org.balloon.lab"
 BOOT_SECONDS = 90
+KVM_CREATE_VM = 0xae01
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
 
 # How a QEMU ended is for the lab to say.
@@ -205,16 +206,27 @@ def artifact(name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=None)
-def accelerator(kernel: str = "guest") -> str:
-    """KVM where it can be used, TCG elsewhere.
+def no_kvm(kernel: str = "") -> str:
+    """Why KVM cannot run this kernel, or a guest that has none; nothing if it can."""
+    if kernel and arch(kernel).program != X86.program:
+        return "the guest is of another architecture"
+    try:
+        device = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.close(fcntl.ioctl(device, KVM_CREATE_VM, 0))
+        finally:
+            os.close(device)
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    # It does in software what runs at CPL 0, or is for paravirtual kernels.
+    if kernel and not re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text("utf-8")):
+        return "/dev/kvm runs no kernel like this one, the CPU has neither VMX nor SVM"
+    return ""
 
-    A /dev/kvm on a CPU without VMX or SVM runs paravirtual kernels only.
-    """
-    if arch(kernel).program != X86.program:
-        return "tcg"
-    flags = Path("/proc/cpuinfo").read_text("utf-8")
-    usable = os.access("/dev/kvm", os.R_OK | os.W_OK) and re.search(r"\b(vmx|svm)\b", flags)
-    return "kvm" if usable else "tcg"
+
+def accelerator(kernel: str = "guest") -> str:
+    """KVM where it can be used, TCG elsewhere."""
+    return "tcg" if no_kvm(kernel) else "kvm"
 
 
 def program(kernel: str, qemu: str) -> Path:
