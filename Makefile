@@ -11,7 +11,7 @@ lab := tools/testing/selftests/balloon/qemu
 lab-run = python3 $(lab)
 
 .PHONY: help demo check check-arch check-all bench shell module deb deb-qemu artifacts tree export series mails steps \
-	kunit kselftest qtest fuzz soak coverage mutants sparse coccicheck checkpatch maintainers headers \
+	kunit kselftest kvm qtest fuzz soak coverage mutants sparse coccicheck checkpatch maintainers headers \
 	htmldocs lint clean deps
 
 help:
@@ -25,12 +25,14 @@ help:
 	@echo '  deb         a Debian package of its source, which DKMS builds for each kernel of that version'
 	@echo '  deb-qemu    Debian'"'"'s source package of QEMU with the series in it'
 	@echo 'Test it'
-	@echo '  check       every test                                                      (cold 68 min, warm 24)'
+	@echo '  check       every test                                                      (cold ~70 min, warm ~26)'
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
 	@echo '  check-all   both, all tests in the debug and the KCSAN guest, the module and its package, steps, coverage,'
 	@echo '              mutants, an hour of soak                                             (~6 h)'
 	@echo '              ARGS="main arch steps debug kcsan module coverage mutants soak" for some of these'
 	@echo '  kselftest   the tests in and around booted guests; ARGS="NAME..." for some of them'
+	@echo '  kvm         a guest without a kernel, which KVM can run where it runs no Linux: migration and the'
+	@echo '              dirty log under KVM, and under TCG                                  (~2 min)'
 	@echo '  kunit       the KUnit suites, in the plain and the debug guest'
 	@echo '  qtest       the device by itself, without a guest'
 	@echo '  fuzz        the device against random drivers, with sanitizers; ARGS="RUNS SEED"        (~45 s)'
@@ -75,6 +77,9 @@ check-all: deps
 
 kselftest: deps
 	@$(lab-run)/check.py $(ARGS)
+
+kvm: deps
+	@$(lab-run)/check.py bare $(ARGS)
 
 kunit: deps
 	@$(lab-run)/check.py kunit kasan_kunit

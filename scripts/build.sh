@@ -17,6 +17,7 @@
 # qemu-fuzz	a fuzzer of our device, with sanitizers: qemu-fuzz-x86_64
 # qemu-arch	our QEMU for s390x and arm64
 # qemu-stock	Debian 13's binary of the same QEMU
+# uapi		the series' header for user space, below include/uapi
 # module	the driver for a kernel without the series; prints the module's path
 # deb		a package of its source for DKMS
 # deb-qemu	a source package of Debian's QEMU with the series; prints its path
@@ -100,6 +101,7 @@ key() {
 	guest-debian* | guest-module) make+=(install_debian_guest unpack_kernel) ;;
 	guest*) make+=(configure kernel install_guest make_guest_arch) ;;
 	root*) make+=(make_root) ;;
+	uapi) make+=(module_source) ;;
 	q*) make+=(configure_qemu configure_qemu_lab configure_qemu_gcov configure_qemu_fuzz build_qemu) ;;
 	esac
 	shift 3
@@ -143,6 +145,7 @@ main() {
 		root-bookworm | root-trixie)	hash=$(key "$name" "$name" none) ;;
 		kunit-uml)	hash=$(key "$name" "$(fetch_linux)" linux $c/uml.config) ;;
 		guest-module)	hash=$(key "$name" "$(fetch_module_kernel)-$(basename "$(fetch_linux)")" linux module/Kbuild module/*.[ch] scripts/build/module.sh) ;;
+		uapi)		hash=$(key "$name" "$(fetch_linux)" linux) ;;
 		guest-debian)	hash=$(key "$name" "$(fetch_module_kernel)" none) ;;
 		guest-debian12)	hash=$(key "$name" "$(fetch_debian_kernel bookworm)" none) ;;
 		qemu | qtests | qemu-gcov | qemu-fuzz | qemu-arch)

@@ -131,7 +131,7 @@ single() {
 # Guests use one CPU less as long as there is something else to run: it holds the lock.
 main() {
 	local beside=$logs/beside.lock
-	build guest qemu qtests qemu-fuzz guest-debug guest-module guest-debian guest-debian12 qemu-stock
+	build guest qemu qtests qemu-fuzz uapi guest-debug guest-module guest-debian guest-debian12 qemu-stock
 	exec 8>"$beside"
 	flock 8
 	# In a process group of its own, to be ended with all that it runs

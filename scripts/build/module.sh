@@ -28,6 +28,12 @@ module_source() {
 	echo '/* mm/internal.h: see compat.h */' >"$dir/internal.h"
 }
 
+# The header of the series for user space, as it is in a kernel with the series
+make_uapi() {
+	module_source "$1"
+	find "$1" -mindepth 1 -maxdepth 1 ! -name include -exec rm -r {} +
+}
+
 # The newest of Debian's headers of Linux 6.12 that are installed
 module_kdir() {
 	local dir

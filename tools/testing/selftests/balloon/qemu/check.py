@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import balloon_tests  # noqa: F401 pylint: disable=unused-import
+import bare_tests  # noqa: F401 pylint: disable=unused-import
 import lab
 import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import
@@ -47,6 +48,8 @@ LONG: Sequence[str] = ("*kunit_faults", "no_memory", "kasan_kunit", "soak", "mat
                        "compaction")
 # These are run when they are named only: they install and boot whole systems.
 NAMED: Sequence[str] = ("package",)
+# These have guests without a kernel.
+BARE: Sequence[str] = ("bare",)
 # These wait more than they work: another one runs beside them.
 IDLE: Sequence[str] = ("kunit",)
 # What these are judged by depends on how fast their guest is.
@@ -271,9 +274,10 @@ def main() -> int:
     why = lab.no_kvm(args.kernel)
     print(f"TAP version 13\n1..{len(tests)}\n# accelerator: {lab.accelerator(args.kernel)}, "
           f"{args.jobs} at a time" + (f"; {why}" if why else ""))
-    # What all of them need
-    lab.program(args.kernel, "qemu")
-    lab.initramfs(args.kernel)
+    # What all others need
+    if any(not matches(one.name, BARE) for one in tests):
+        lab.program(args.kernel, "qemu")
+        lab.initramfs(args.kernel)
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     times: Dict[str, float] = {}
     for running, result in Pool(tests, args.jobs, args.beside).results():

@@ -429,21 +429,13 @@ class Guest:
     def __init__(self, name: str, *, kernel: str = "guest", qemu: str = "qemu",
                  memory: int = 2 * GIB, machine: str = "", incoming: bool = False,
                  logs: Path = BUILD, expected: str = "", **more: Any):
-        self.name, self.qemu, self.memory = name, qemu, memory
+        self._prepare(name, program(kernel, qemu), memory, logs)
+        self.qemu, self.arch = qemu, arch(kernel)
         # The size of the machine and that of the balloon's guest are larger by it.
         self._overhead = overhead(kernel, memory)
         self._patience = patience(kernel)
         self._expected = expected   # on the console, though it looks like a complaint
-        self.arch, self.program = arch(kernel), program(kernel, qemu)
         self.boot_seconds = 0.0
-        self._agent: Optional[socket.socket] = None
-        self._buffer = b""
-        self._vm: Any = None
-        logs.mkdir(parents=True, exist_ok=True)
-        self.console = logs / f"{name}.console"
-        self.qemu_log = logs / f"{name}.log"
-        self.console.unlink(missing_ok=True)
-        self._dir = Path(tempfile.mkdtemp(prefix="balloon-lab-"))
         args = arguments(kernel, memory=memory + self._overhead, machine=machine,
                          incoming=incoming, **more)
         args += ["-name", f"{name},debug-threads=on",
@@ -453,14 +445,27 @@ class Guest:
                  "-device", f"virtio-serial-{virtio_bus(kernel, machine)}",
                  "-device", f"virtserialport,chardev=lab,name={PORT}"]
         try:
-            self._launch(args, logs)
+            self._launch(args)
             if not incoming:
                 self._boot(BOOT_SECONDS)
         except BaseException:
             self._destroy()
             raise
 
-    def _launch(self, args: Sequence[str], logs: Path) -> None:
+    def _prepare(self, name: str, qemu: Path, memory: int, logs: Path) -> None:
+        """What a guest has whatever runs in it."""
+        self.name, self.program, self.memory = name, qemu, memory
+        self._overhead, self._patience, self._expected = 0, 1, ""
+        self._agent: Optional[socket.socket] = None
+        self._buffer = b""
+        self._vm: Any = None
+        logs.mkdir(parents=True, exist_ok=True)
+        self.console = logs / f"{name}.console"
+        self.qemu_log = logs / f"{name}.log"
+        self.console.unlink(missing_ok=True)
+        self._dir = Path(tempfile.mkdtemp(prefix="balloon-lab-"))
+
+    def _launch(self, args: Sequence[str], variables: Sequence[str] = ()) -> None:
         python = str(self.program.parent / "python")
         if python not in sys.path:
             sys.path.insert(0, python)
@@ -468,9 +473,11 @@ class Guest:
         from qemu.machine.machine import QEMUMachine, QEMUMachineError  # type: ignore
         setpriv = shutil.which("setpriv")
         wrapper = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+        if variables:
+            wrapper += ["env", *variables]
         self._vm = QEMUMachine(str(self.program), args, wrapper=wrapper, name=self.name,
                                base_temp_dir=str(self._dir),
-                               log_dir=str(logs), qmp_timer=60)
+                               log_dir=str(self.qemu_log.parent), qmp_timer=60)
         try:
             self._vm.launch()
         except QEMUMachineError as error:
