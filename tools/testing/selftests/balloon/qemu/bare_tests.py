@@ -184,4 +184,4 @@ def bare_tcg(run: Run, name: str) -> None:
         return
     way = WAYS[name]
     # All of them where nothing else has them
-    chain(run, way, "tcg", way.hops if no_kvm() else max(1, way.hops // 4))
+    chain(run, way, "tcg", way.hops if no_kvm() else max(1, way.hops // 3))
