@@ -5,7 +5,8 @@
 Balloon: for each case a guest by page bitmaps, one by page numbers, and one by page
 numbers as today, without us, are up at the same time and take turns, so that all see the
 same machine. Ratios are against the last. Migration: a guest
-for each of plain, FREE_PAGE_HINT and misc queue goes from host to host. Tables on
+for each of plain, FREE_PAGE_HINT and misc queue goes from host to host. "bare" is both, of
+the guest without a kernel, under KVM. Tables on
 stdout give medians and ratios; they are in <build>/bench/figures as well, every single
 figure is in bench.json, and the pictures are beside it. With --keep, tables and pictures
 take the place of those in the repository's figures/.
@@ -26,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+import bare_bench
 import migrate
 import reclaim_tests
 from harness import Run, huge_pages
@@ -535,6 +537,7 @@ def main() -> int:
         "walk": walks,
         "slowdown": slowdown,
         "drain": drain,
+        "bare": lambda: bare_bench.figures(table),
         "migration": lambda: migrations(migrate.LOADS, 5),
         "backing": lambda: migrations(migrate.LOADS[:4], 1, 4 * GIB, prealloc=False),
         "grid": lambda: migrations(migrate.GRID, 1, 4 * GIB),
