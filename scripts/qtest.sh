@@ -53,7 +53,8 @@ export wrapper
 # Each program and test, a line each
 list() {
 	local program test
-	for program in qos-test tcg-dirty-log-test tcg-memory-map-test virtio-balloon-test; do
+	for program in qos-test tcg-dirty-log-test tcg-memory-map-test virtio-balloon-slice-test \
+		virtio-balloon-test; do
 		{ "$qtests/$program" -l 2>/dev/null || true; } |
 			if [ $program = qos-test ]; then
 				grep -E '^/.*/(virtio-balloon-pci-tests/|packed-give-back)'

@@ -113,7 +113,7 @@ lint() {
 	git ls-files -z '*.sh' .ci/run scripts/build.sh scripts/static.sh | sort -zu | xargs -0 shellcheck
 	git ls-files -z '*.py' | xargs -0 python3 -m py_compile
 	make -s help >/dev/null
-	git ls-files -z ':!COPYING' | xargs -0 codespell -L damon,inflight,parm
+	git ls-files -z ':!COPYING' | xargs -0 codespell -L damon,inflight,parm,upto
 	# Every file says its licence.
 	local file
 	git ls-files ':!COPYING' ':!README' ':!BASE' ':!figures' ':!MAINTAINERS' ':!*.patch' ':!.gitignore' ':!module/debian' |

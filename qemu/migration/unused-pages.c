@@ -53,6 +53,8 @@
 #define ARM_AT_ONCE     (8 * GiB)
 /* All the waiting before the first round, in ms */
 #define WAIT_MS         500
+/* How often it is looked whether somebody can be asked */
+#define READY_MS        2
 
 /* Part of a RAM block, in one window; pages are numbers within the block */
 typedef struct UnusedRange {
@@ -123,6 +125,15 @@ static void unused_pages_off(const char *why)
         qatomic_set(&unused_pages.state, UNUSED_PAGES_OFF);
         unused_pages_free_window();
         qemu_cond_broadcast(&unused_pages.answered);
+    }
+}
+
+/* With the lock */
+static void unused_pages_not_asked(UnusedPagesReady why)
+{
+    trace_unused_pages_not_asked(why);
+    if (unused_pages.provider) {
+        stat64_add(&unused_pages.provider->not_asked[why], 1);
     }
 }
 
@@ -208,8 +219,15 @@ static void unused_pages_ask_bh(void *opaque)
             qatomic_set(&unused_pages.state, UNUSED_PAGES_ASKED);
         }
     }
-    if (p && !p->request(p, start, length)) {
-        unused_pages_end(p, UNUSED_PAGES_ERROR);
+    if (p) {
+        UnusedPagesReady ready = p->request(p, start, length);
+
+        if (ready != UNUSED_PAGES_READY) {
+            WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
+                unused_pages_not_asked(ready);
+            }
+            unused_pages_end(p, UNUSED_PAGES_ERROR);
+        }
     }
 }
 
@@ -513,45 +531,79 @@ static void unused_pages_wait(int64_t deadline)
     }
 }
 
-static bool unused_pages_begin(void)
+/* Under the BQL */
+static UnusedPagesReady unused_pages_try_begin(void)
 {
     UnusedPagesProvider *p = unused_pages.provider;
-    bool ready;
+    UnusedPagesReady ready;
 
-    /*
-     * Postcopy's destination may ask for any page; a snapshot is of the
-     * memory as it was; COLO's secondary runs on what it has.
-     */
-    if (!p || migrate_postcopy_ram() || migrate_background_snapshot() ||
-        migrate_colo()) {
-        return false;
+    if (!p) {
+        return UNUSED_PAGES_NO_DRIVER;
+    }
+    ready = runstate_is_running() ? p->ready(p) : UNUSED_PAGES_STOPPED;
+    if (ready != UNUSED_PAGES_READY) {
+        return ready;
+    }
+    unused_pages_find_ranges();
+    if (!unused_pages.nr_ranges) {
+        return UNUSED_PAGES_NO_RAM;
+    }
+    qatomic_set(&unused_pages.asked, true);
+    unused_pages.exhausted = false;
+    unused_pages.begin = unused_pages.end = 0;
+    unused_pages.low = unused_pages.low_page = 0;
+    qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
+    return UNUSED_PAGES_READY;
+}
+
+static UnusedPagesReady unused_pages_begin(int64_t deadline)
+{
+    MigrationState *s = migrate_get_current();
+    UnusedPagesReady ready;
+
+    /* The destination may ask for any page. */
+    if (migrate_postcopy_ram()) {
+        return UNUSED_PAGES_POSTCOPY;
+    }
+    /* It is of the memory as it was. */
+    if (migrate_background_snapshot()) {
+        return UNUSED_PAGES_SNAPSHOT;
+    }
+    /* The secondary runs on what it has. */
+    if (migrate_colo()) {
+        return UNUSED_PAGES_COLO;
     }
 
-    bql_lock();
-    p = unused_pages.provider;
-    ready = p && runstate_is_running() && p->ready(p);
-    if (ready) {
-        unused_pages_find_ranges();
-        ready = unused_pages.nr_ranges;
+    for (;;) {
+        bql_lock();
+        ready = unused_pages_try_begin();
+        bql_unlock();
+        /* An answer to whoever asked before, most likely to a migration */
+        if ((ready != UNUSED_PAGES_BUSY && ready != UNUSED_PAGES_LATE_BUFFER) ||
+            qemu_clock_get_ms(QEMU_CLOCK_REALTIME) >= deadline) {
+            return ready;
+        }
+        if (qatomic_read(&s->state) != MIGRATION_STATUS_ACTIVE) {
+            return UNUSED_PAGES_CANCELLED;
+        }
+        g_usleep(READY_MS * 1000);
     }
-    if (ready) {
-        qatomic_set(&unused_pages.asked, true);
-        unused_pages.exhausted = false;
-        unused_pages.begin = unused_pages.end = 0;
-        unused_pages.low = unused_pages.low_page = 0;
-        qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
-    }
-    bql_unlock();
-    return ready;
 }
 
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
 {
     int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + WAIT_MS;
+    UnusedPagesReady ready;
     bool more;
 
-    if (!unused_pages_begin()) {
+    if (!unused_pages.provider) {
         return false;
+    }
+    ready = unused_pages_begin(deadline);
+    if (ready != UNUSED_PAGES_READY) {
+        QEMU_LOCK_GUARD(&unused_pages.lock);
+        unused_pages_not_asked(ready);
+        return true;
     }
     for (more = unused_pages_has_window(); more; ) {
         unused_pages_next_window();

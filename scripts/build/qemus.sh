@@ -52,7 +52,7 @@ make_qemu() {
 	cp -rL "$BUILD/qemu/python" "$1/python"
 }
 
-qtests=(qos-test tcg-dirty-log-test tcg-memory-map-test virtio-balloon-test)
+qtests=(qos-test tcg-dirty-log-test tcg-memory-map-test virtio-balloon-slice-test virtio-balloon-test)
 
 make_qtests() {
 	local obj=$BUILD/qemu-obj

@@ -4,10 +4,12 @@
  * With VIRTIO_BALLOON_F_PAGE_BITMAP the messages on the inflate and deflate
  * queues are sequences of records, see struct virtio_balloon_bmap_hdr.
  *
- * A run of set bits becomes one discard (inflate) or one hint that it will be
- * used (deflate), or several where it crosses memory sections.  Parts of a run
- * that are not RAM are skipped.  A message that the VM was stopped in is taken
- * again from its start; to discard twice is harmless.
+ * A run of set bits becomes a discard (inflate), or several where it is long or
+ * crosses memory sections.  Parts of a run that are not RAM are skipped.  There
+ * is nothing to do for what is deflated: the host backs it when it is used,
+ * and to have a file read in advance would bring nothing but its holes.  A
+ * message that the VM was stopped in is taken again from its start; to discard
+ * twice is harmless.
  *
  * What can be discarded are pages of the backing memory.  So the driver is
  * told how large the largest of them are, or may be wanted to stay: the
@@ -22,7 +24,6 @@
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
-#include "qemu/madvise.h"
 #include "exec/ramblock.h"
 #include "hw/virtio/virtio-balloon.h"
 #include "trace.h"
@@ -55,30 +56,13 @@ static void balloon_inflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
     balloon_discard(&s->discard, rb, first, last - first);
 }
 
-static void balloon_deflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
-                            ram_addr_t end)
-{
-    size_t page_size = qemu_ram_pagesize(rb);
-
-    s->inflate.deflated_pages += (end - start) >> VIRTIO_BALLOON_PFN_SHIFT;
-    if (virtio_balloon_inhibited()) {
-        return;
-    }
-    start = QEMU_ALIGN_DOWN(start, page_size);
-    end = MIN(QEMU_ALIGN_UP(end, page_size), qemu_ram_get_max_length(rb));
-    if (qemu_madvise((uint8_t *)qemu_ram_get_host_addr(rb) + start,
-                     end - start, QEMU_MADV_WILLNEED)) {
-        warn_report_once("virtio-balloon: cannot MADV_WILLNEED deflated "
-                         "memory: %s", strerror(errno));
-    }
-}
-
-/* Up to the end of the memory section or of the slice */
+/* Up to the end of the memory section, and not for long */
 static hwaddr balloon_inflate_run(BalloonRecords *r, BalloonSlice *slice,
                                   hwaddr start, hwaddr len)
 {
     VirtIOBalloon *s = VIRTIO_BALLOON(r->vdev);
-    ram_addr_t offset, stop;
+    ram_addr_t offset;
+    size_t stretch;
     RAMBlock *rb;
 
     if (!balloon_section_is_ram(&slice->section)) {
@@ -88,14 +72,14 @@ static hwaddr balloon_inflate_run(BalloonRecords *r, BalloonSlice *slice,
     }
     rb = slice->section.mr->ram_block;
     offset = balloon_section_offset(&slice->section, start);
-    /* Cut between backing pages only: half of one cannot be discarded. */
-    stop = QEMU_ALIGN_UP(offset + slice->bytes, qemu_ram_pagesize(rb));
-    len = MIN(len, stop - offset);
+    /* Half of a backing page cannot be discarded. */
+    stretch = MAX(BALLOON_STRETCH, qemu_ram_pagesize(rb));
+    len = MIN(len, stretch - offset % stretch);
     slice->bytes -= len;
     if (r == &s->inflate.records[0]) {
         balloon_inflate(s, rb, offset, offset + len);
     } else {
-        balloon_deflate(s, rb, offset, offset + len);
+        s->inflate.deflated_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
     }
     return len;
 }

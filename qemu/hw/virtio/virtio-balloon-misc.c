@@ -341,35 +341,37 @@ static bool balloon_misc_declined_queue(VirtIODevice *vdev)
     return vdev->host_features & ~vdev->guest_features & queues;
 }
 
-static bool balloon_misc_ready(BalloonMisc *m, Error **errp)
+static UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp)
 {
     VirtIODevice *vdev = m->worker.vdev;
 
     if (!balloon_misc_negotiated(m) || vdev->broken) {
         error_setg(errp, "The guest's driver has no misc queue");
-        return false;
+        return UNUSED_PAGES_NO_DRIVER;
     }
     if (balloon_misc_declined_queue(vdev)) {
         error_setg(errp, "The guest's driver has declined a queue before the "
                    "misc queue");
-        return false;
+        return UNUSED_PAGES_NO_DRIVER;
     }
     if (!vdev->vm_running) {
         error_setg(errp, "The VM is stopped");
-        return false;
+        return UNUSED_PAGES_STOPPED;
     }
     switch (m->state) {
     case BALLOON_MISC_READY:
-        return true;
+        return UNUSED_PAGES_READY;
     case BALLOON_MISC_NEW:
     case BALLOON_MISC_UNUSABLE:
-    case BALLOON_MISC_LATE:
         error_setg(errp, "The driver has not offered a buffer");
-        return false;
+        return UNUSED_PAGES_NO_BUFFER;
+    case BALLOON_MISC_LATE:
+        error_setg(errp, "The driver has not offered its buffer again");
+        return UNUSED_PAGES_LATE_BUFFER;
     default:
-        /* Nobody is to wait for a driver that does not end its answers */
+        /* A driver may never end its answer: who asks is not to rely on it */
         error_setg(errp, "A request is outstanding");
-        return false;
+        return UNUSED_PAGES_BUSY;
     }
 }
 
@@ -383,13 +385,14 @@ static void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req)
 
 /* For migration */
 
-static bool balloon_misc_provider_ready(UnusedPagesProvider *p)
+static UnusedPagesReady balloon_misc_provider_ready(UnusedPagesProvider *p)
 {
     return balloon_misc_ready(container_of(p, BalloonMisc, provider), NULL);
 }
 
-static bool balloon_misc_provider_request(UnusedPagesProvider *p, hwaddr start,
-                                          hwaddr length)
+static UnusedPagesReady balloon_misc_provider_request(UnusedPagesProvider *p,
+                                                      hwaddr start,
+                                                      hwaddr length)
 {
     BalloonMisc *m = container_of(p, BalloonMisc, provider);
     BalloonMiscRequest req = {
@@ -398,12 +401,12 @@ static bool balloon_misc_provider_request(UnusedPagesProvider *p, hwaddr start,
         .start = start,
         .end = start + length,
     };
+    UnusedPagesReady ready = balloon_misc_ready(m, NULL);
 
-    if (!balloon_misc_ready(m, NULL)) {
-        return false;
+    if (ready == UNUSED_PAGES_READY) {
+        balloon_misc_want(m, &req);
     }
-    balloon_misc_want(m, &req);
-    return true;
+    return ready;
 }
 
 static void balloon_misc_provider_cancel(UnusedPagesProvider *p)
@@ -467,7 +470,7 @@ static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
     BalloonMiscRequest req = { .cmd = VIRTIO_BALLOON_REQ_UNUSED_PAGES };
 
-    if (!value || !balloon_misc_ready(m, errp)) {
+    if (!value || balloon_misc_ready(m, errp) != UNUSED_PAGES_READY) {
         return;
     }
     if (!balloon_misc_head_takes_request(m)) {
@@ -607,11 +610,12 @@ static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
                                    void *opaque, Error **errp)
 {
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
+    UnusedPagesProvider *p = &m->provider;
     const BalloonCounter all[] = {
         { "requests", m->requests },
         { "answers", m->answers },
         { "errors", m->errors },
-        { "timeouts", stat64_get(&m->provider.timeouts) },
+        { "timeouts", stat64_get(&p->timeouts) },
         { "ended", m->ended },
         { "messages", m->queue.messages },
         { "bytes", m->queue.bytes },
@@ -621,12 +625,24 @@ static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
         { "runs", m->records.runs },
         { "skipped-runs", m->records.skipped_runs },
         { "reported-pages", m->reported_pages },
-        { "unsent-pages", stat64_get(&m->provider.unsent_bytes) >>
+        { "unsent-pages", stat64_get(&p->unsent_bytes) >>
                           VIRTIO_BALLOON_PFN_SHIFT },
         { "answer-ns", m->answer_ns },
         { "longest-answer-ns", m->longest_answer_ns },
         { "last-id", m->last_id },
         { "bh-calls", m->worker.bh_calls },
+#define NOT_ASKED(why)  stat64_get(&p->not_asked[UNUSED_PAGES_ ## why])
+        { "not-asked-postcopy", NOT_ASKED(POSTCOPY) },
+        { "not-asked-snapshot", NOT_ASKED(SNAPSHOT) },
+        { "not-asked-colo", NOT_ASKED(COLO) },
+        { "not-asked-stopped", NOT_ASKED(STOPPED) },
+        { "not-asked-no-ram", NOT_ASKED(NO_RAM) },
+        { "not-asked-no-driver", NOT_ASKED(NO_DRIVER) },
+        { "not-asked-no-buffer", NOT_ASKED(NO_BUFFER) },
+        { "not-asked-late-buffer", NOT_ASKED(LATE_BUFFER) },
+        { "not-asked-busy", NOT_ASKED(BUSY) },
+        { "not-asked-cancelled", NOT_ASKED(CANCELLED) },
+#undef NOT_ASKED
     };
 
     balloon_visit_counters(v, name, all, ARRAY_SIZE(all), errp);

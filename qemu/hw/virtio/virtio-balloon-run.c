@@ -16,6 +16,7 @@
 #include "standard-headers/linux/virtio_balloon.h"
 
 #define PAGE_BYTES  (1ull << VIRTIO_BALLOON_PFN_SHIFT)
+#define STRETCH     (BALLOON_STRETCH / PAGE_BYTES)
 /* As many numbers are copied at a time, out of the guest's reach */
 #define BATCH       64
 
@@ -73,10 +74,14 @@ size_t balloon_run_read(BalloonRun *run, VirtIODevice *vdev,
         pfn = (uint32_t)virtio_ldl_p(vdev, &batch[nr % BATCH]);
         if (nr == 0) {
             first = pfn;
-        } else if (nr == 1 && (pfn == last + 1 || pfn == last - 1)) {
-            step = pfn - last;
-        } else if (!step || pfn != last + step) {
-            break;
+        } else {
+            if (nr == 1 && (pfn == last + 1 || pfn == last - 1)) {
+                step = pfn - last;
+            }
+            if (!step || pfn != last + step ||
+                pfn / STRETCH != last / STRETCH) {
+                break;
+            }
         }
         last = pfn;
     }

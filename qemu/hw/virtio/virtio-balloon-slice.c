@@ -3,7 +3,12 @@
  *
  * What a guest asks for with one notification may take long.  So work is done
  * in slices.  A slice ends after a bounded amount of work, and the next one
- * runs from a bottom half, so that no message keeps the BQL for long.
+ * runs from a bottom half, so that no message keeps the BQL for long.  Between
+ * the two is a pause.  Without one a vCPU that waits for the BQL would hardly
+ * ever get it: it is woken, and finds that the main loop was faster.
+ *
+ * Under record and replay all of it is done in the notification, for neither
+ * the clock nor the pause is recorded.
  *
  * What is known of an unfinished message stays in BalloonQueue.  When the VM
  * stops the message goes back to the ring, to be taken again from its start:
@@ -17,11 +22,17 @@
 #include "qemu/osdep.h"
 #include "qemu/iov.h"
 #include "qemu/timer.h"
+#include "system/replay.h"
 #include "hw/virtio/virtio-balloon-slice.h"
 #include "trace.h"
 
 /* A slice ends after this time, even if a slow host did little */
 #define SLICE_NS        (2 * SCALE_MS)
+/* What is between slices, once they have taken so much together */
+#define PAUSE_NS        (50 * SCALE_US)
+#define PAUSE_AFTER_NS  (1 * SCALE_MS)
+/* What is done when the VM stops must not take longer */
+#define FINISH_NS       (5 * SCALE_MS)
 /*
  * To take a message costs as much as this many work items, however little is
  * in it.  Runs (per memory section), records, good or bad, and page numbers
@@ -125,16 +136,37 @@ static bool balloon_worker_slice(BalloonWorker *w, BalloonSlice *s)
 
     held = get_clock() - begin;
     w->busy_ns += held;
+    w->unpaused_ns += held;
     w->longest_hold_ns = MAX(w->longest_hold_ns, held);
     return done;
 }
 
+static void balloon_worker_pause_over(void *opaque)
+{
+    BalloonWorker *w = opaque;
+
+    /* Only the bottom half is guarded against reentrancy */
+    qemu_bh_schedule(w->bh);
+}
+
+static void balloon_worker_go_on(BalloonWorker *w)
+{
+    if (w->unpaused_ns < PAUSE_AFTER_NS) {
+        balloon_worker_schedule(w);
+        return;
+    }
+    w->scheduled = true;
+    w->unpaused_ns = 0;
+    timer_mod(w->pause, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + PAUSE_NS);
+}
+
 static void balloon_worker_run(BalloonWorker *w)
 {
+    bool replay = replay_mode != REPLAY_MODE_NONE;
     BalloonSlice s = {
-        .bytes = w->slice_bytes,
-        .work = w->slice_work,
-        .deadline = get_clock() + SLICE_NS,
+        .bytes = replay ? INT64_MAX : w->slice_bytes,
+        .work = replay ? INT_MAX : w->slice_work,
+        .deadline = replay ? INT64_MAX : get_clock() + SLICE_NS,
     };
 
     /* A stopped VM's buffers are polled when it runs again. */
@@ -143,7 +175,7 @@ static void balloon_worker_run(BalloonWorker *w)
     }
     if (!balloon_worker_slice(w, &s)) {
         trace_virtio_balloon_slice(s.bytes, s.work);
-        balloon_worker_schedule(w);
+        balloon_worker_go_on(w);
     }
 }
 
@@ -159,7 +191,7 @@ static void balloon_worker_bh(void *opaque)
 void balloon_worker_schedule(BalloonWorker *w)
 {
     w->scheduled = true;
-    qemu_bh_schedule(w->bh);
+    replay_bh_schedule_event(w->bh);
 }
 
 void balloon_worker_kick(BalloonWorker *w)
@@ -179,7 +211,7 @@ void balloon_worker_finish(BalloonWorker *w, int work)
     BalloonSlice s = {
         .bytes = INT64_MAX,
         .work = work,
-        .deadline = INT64_MAX,
+        .deadline = get_clock() + FINISH_NS,
     };
 
     if (w->scheduled && !w->vdev->broken) {
@@ -195,6 +227,7 @@ void balloon_worker_stop(BalloonWorker *w)
         return;
     }
     qemu_bh_cancel(w->bh);
+    timer_del(w->pause);
     w->scheduled = false;
     for (i = 0; i < w->nr_queues; i++) {
         balloon_queue_give_back(&w->queue[i]);
@@ -213,6 +246,7 @@ void balloon_worker_realize(BalloonWorker *w, VirtIODevice *vdev,
     w->slice_bytes = slice_bytes;
     w->slice_work = slice_work;
     w->bh = virtio_bh_new_guarded(DEVICE(vdev), balloon_worker_bh, w);
+    w->pause = timer_new_ns(QEMU_CLOCK_REALTIME, balloon_worker_pause_over, w);
     for (i = 0; i < nr_queues; i++) {
         queue[i].vdev = vdev;
     }
@@ -224,5 +258,6 @@ void balloon_worker_unrealize(BalloonWorker *w)
         balloon_worker_stop(w);
         qemu_bh_delete(w->bh);
         w->bh = NULL;
+        timer_free(w->pause);
     }
 }

@@ -11,6 +11,21 @@
 #include "qemu/stats64.h"
 #include "qemu/thread.h"
 
+/* Whether migration can ask, and if not, why */
+typedef enum UnusedPagesReady {
+    UNUSED_PAGES_POSTCOPY,      /* is enabled */
+    UNUSED_PAGES_SNAPSHOT,      /* in the background */
+    UNUSED_PAGES_COLO,
+    UNUSED_PAGES_STOPPED,       /* the VM is */
+    UNUSED_PAGES_NO_RAM,        /* that is sent, and may be left out */
+    UNUSED_PAGES_NO_DRIVER,     /* that can be asked */
+    UNUSED_PAGES_NO_BUFFER,     /* to ask with has ever come */
+    UNUSED_PAGES_LATE_BUFFER,   /* to ask with: it should come */
+    UNUSED_PAGES_BUSY,          /* an answer is outstanding: it should end */
+    UNUSED_PAGES_CANCELLED,     /* while that was waited for */
+    UNUSED_PAGES_READY,
+} UnusedPagesReady;
+
 /*
  * A device that can ask the guest.  Its functions are called under the BQL;
  * there is one such device at a time.
@@ -18,18 +33,20 @@
 typedef struct UnusedPagesProvider UnusedPagesProvider;
 struct UnusedPagesProvider {
     /* Whether a request now is worth to be prepared */
-    bool (*ready)(UnusedPagesProvider *p);
+    UnusedPagesReady (*ready)(UnusedPagesProvider *p);
     /*
-     * Ask for the unused pages of a guest-physical range, as soon as may be.
-     * Returns false if it cannot be done.
+     * Ask for the unused pages of a guest-physical range, as soon as may be,
+     * if that is ready.
      */
-    bool (*request)(UnusedPagesProvider *p, hwaddr start, hwaddr length);
+    UnusedPagesReady (*request)(UnusedPagesProvider *p, hwaddr start,
+                                hwaddr length);
     /* Whatever was asked, the answer is of no use any more */
     void (*cancel)(UnusedPagesProvider *p);
 
     /* Kept by the migration thread */
     Stat64 unsent_bytes;        /* that were dirty, and are not any more */
     Stat64 timeouts;            /* waits that took too long */
+    Stat64 not_asked[UNUSED_PAGES_READY];   /* for that reason */
 };
 
 typedef enum UnusedPagesEnd {
@@ -51,7 +68,7 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how);
 
 /*
  * Asks, and waits for the answer.  Called without any lock.  Returns whether
- * there was somebody to ask, so that it may have taken its time.
+ * there is a device that can ask, so that it may have taken its time.
  */
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
 /* Applies what has come.  Called with bitmap_mutex, in an RCU section. */

@@ -5,6 +5,12 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#ifdef CONFIG_LINUX
+#include <linux/fs.h>
+#include <sys/prctl.h>
+#endif
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/host-utils.h"
@@ -394,9 +400,10 @@ static void test_vectors(void *obj, void *data, QGuestAllocator *alloc)
     check_kept(&b, AREA + 12 * KiB, 61 * 4 * KiB);
     check_gone(&b, AREA + 64 * 4 * KiB, 2 * MiB);
     check_kept(&b, AREA + 64 * 4 * KiB + 2 * MiB, 64 * 4 * KiB);
-    g_assert_cmpint(grown(&b, "discards"), ==, 5);
+    /* It is cut at 2 MiB. */
+    g_assert_cmpint(grown(&b, "discards"), ==, 6);
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 2 * MiB + 16 * KiB);
-    g_assert_cmpint(grown(&b, "discard-calls"), <=, 6);
+    g_assert_cmpint(grown(&b, "discard-calls"), <=, 7);
 
     /* A page that is named twice is discarded twice. */
     forget(&b);
@@ -701,7 +708,7 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
     check_gone(&b, AREA, 16 * KiB);
     check_gone(&b, RAM_SIZE - 8 * KiB, 8 * KiB);
     g_assert_cmpint(grown(&b, "runs"), ==, 1);
-    g_assert_cmpint(grown(&b, "discards"), ==, 2);
+    g_assert_cmpint(grown(&b, "discards"), ==, 64);
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 128 * MiB);
     g_assert_cmpint(grown(&b, "bh-calls"), >=, 1);
 
@@ -749,6 +756,77 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
                     LONG_MESSAGE_RUNS);
     guest_free(alloc, addr);
     balloon_fini(&b);
+}
+
+/* Memory that is a file, and what QEMU says */
+typedef struct FileRam {
+    char *ram, *log;
+    int fd;
+} FileRam;
+
+#define DIMM        (4ull * GiB)
+
+static void file_ram_free(FileRam *f)
+{
+    close(f->fd);
+    unlink(f->ram);
+    unlink(f->log);
+    g_free(f->ram);
+    g_free(f->log);
+    g_free(f);
+    qos_invalidate_command_line();
+}
+
+/*
+ * Whatever backs the memory, no more than 2 MiB are discarded at a stretch,
+ * and what is cut is cut between pages of that size.
+ */
+static void test_stretches(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    FileRam *f = strstr(qos_get_current_command_line(), "mem-path=") ?
+                 data : NULL;
+    QDict *now;
+    Balloon b;
+    int i;
+
+    balloon_init(&b, obj, alloc, FEATURES);
+    fill(&b, AREA, 128 * MiB);
+    add_record(msg, 12, AREA_PFN + 256, UINT64_MAX, 126 * MiB / 4096 / 8);
+    transmit(&b, INFLATE, msg);
+    now = get_counters(b.qts);
+    g_test_message("longest hold of the BQL: %" PRId64 " us",
+                   qdict_get_int(now, "longest-hold-ns") / 1000);
+    qobject_unref(now);
+    check_gone(&b, AREA + 1 * MiB, 126 * MiB);
+    check_kept(&b, AREA, 1 * MiB);
+    check_kept(&b, AREA + 127 * MiB, 1 * MiB);
+    g_assert_cmpint(grown(&b, "runs"), ==, 1);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 126 * MiB);
+    g_assert_cmpint(grown(&b, "discards"), ==, 64);
+
+    /* Page numbers, up and down */
+    balloon_restart(&b, F(VIRTIO_F_VERSION_1));
+    for (i = 0; i < 2; i++) {
+        int first = i ? AREA_PFN + 256 + 4095 : AREA_PFN + 256;
+        int step = i ? -1 : 1, j;
+
+        forget(&b);
+        fill(&b, AREA, 18 * MiB);
+        for (j = 0; j < 4096; j += 256) {
+            add_pfns(msg, first + step * j, step);
+        }
+        transmit(&b, INFLATE, msg);
+        check_kept(&b, AREA, 1 * MiB);
+        check_gone(&b, AREA + 1 * MiB, 16 * MiB);
+        check_kept(&b, AREA + 17 * MiB, 1 * MiB);
+        g_assert_cmpint(grown(&b, "discards"), ==, 9);
+    }
+    balloon_fini(&b);
+    if (f) {
+        file_ram_free(f);
+    }
+    qos_invalidate_command_line();
 }
 
 static void start_long_message(Balloon *b, uint64_t *addr)
@@ -1050,7 +1128,20 @@ static void test_pfn_array(void *obj, void *data, QGuestAllocator *alloc)
     balloon_fini(&b);
 }
 
-/* Where the host cannot discard, it says so once, until the next reset. */
+static int reports(const char *file)
+{
+    g_autofree char *log = NULL;
+    const char *line;
+    int nr = 0;
+
+    g_assert_true(g_file_get_contents(file, &log, NULL, NULL));
+    for (line = log; (line = strstr(line, "Failed to ")); line++) {
+        nr++;
+    }
+    return nr;
+}
+
+/* Where the host cannot discard, it says so once, resets or not. */
 static void test_undiscardable(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
@@ -1062,9 +1153,6 @@ static void test_undiscardable(void *obj, void *data, QGuestAllocator *alloc)
     fill(&b, AREA, 2 * MiB);
     for (i = 0; i < 4; i++) {
         bool pfns = i == 3;
-        g_autofree char *log = NULL;
-        char *line;
-        int lines = 0;
 
         forget(&b);
         balloon_restart(&b, pfns ? F(VIRTIO_F_VERSION_1) : FEATURES);
@@ -1080,16 +1168,186 @@ static void test_undiscardable(void *obj, void *data, QGuestAllocator *alloc)
         g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 0);
         g_assert_cmpint(grown(&b, "kept-bytes"), ==, 2 * MiB);
         check_kept(&b, AREA, 2 * MiB);
-
-        g_assert_true(g_file_get_contents(file, &log, NULL, NULL));
-        for (line = log; (line = strstr(line, "Failed to ")); line++) {
-            lines++;
-        }
-        g_assert_cmpint(lines, ==, i + 1);
+        g_assert_cmpint(reports(file), ==, 1);
     }
     balloon_fini(&b);
     unlink(file);
     qos_invalidate_command_line();
+}
+
+/* A file that may only be appended to has no holes made. */
+static bool append_only(int fd, bool on)
+{
+#ifdef FS_IOC_SETFLAGS
+    int flags;
+
+    if (ioctl(fd, FS_IOC_GETFLAGS, &flags)) {
+        return false;
+    }
+    flags = on ? flags | FS_APPEND_FL : flags & ~FS_APPEND_FL;
+    return !ioctl(fd, FS_IOC_SETFLAGS, &flags);
+#else
+    return false;
+#endif
+}
+
+static void inflate_2m(Balloon *b, uint64_t addr)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+
+    add_record(msg, 12, addr >> 12, UINT64_MAX, 64);
+    transmit(b, INFLATE, msg);
+}
+
+/*
+ * A RAM block whose discards fail is left alone for a while, and others are
+ * not.
+ */
+static void test_discard_again(void *obj, void *data, QGuestAllocator *alloc)
+{
+    FileRam *f = data;
+    gint64 failed;
+    Balloon b;
+
+    if (!append_only(f->fd, true)) {
+        g_test_skip("no file can be made to have no holes");
+        file_ram_free(f);
+        return;
+    }
+    balloon_init(&b, obj, alloc, FEATURES);
+    fill(&b, AREA, 2 * MiB);
+    fill(&b, DIMM, 4 * MiB);
+    failed = g_get_monotonic_time();
+    inflate_2m(&b, AREA);
+    g_assert_cmpint(grown(&b, "kept-bytes"), ==, 2 * MiB);
+    g_assert_cmpint(reports(f->log), ==, 1);
+    check_kept(&b, AREA, 2 * MiB);
+    inflate_2m(&b, DIMM);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 2 * MiB);
+    check_gone(&b, DIMM, 2 * MiB);
+
+    /* The reason is gone, which nobody knows yet */
+    g_assert_true(append_only(f->fd, false));
+    do {
+        bool early = g_get_monotonic_time() - failed < 9 * G_USEC_PER_SEC;
+
+        forget(&b);
+        inflate_2m(&b, AREA);
+        g_assert_cmpint(reports(f->log), ==, 1);
+        if (early && g_get_monotonic_time() - failed < 9 * G_USEC_PER_SEC) {
+            g_assert_cmpint(grown(&b, "discards"), ==, 0);
+        }
+        g_assert_cmpint(g_get_monotonic_time() - failed, <, TIMEOUT_US);
+        g_usleep(200 * 1000);
+    } while (!grown(&b, "discards"));
+    check_gone(&b, AREA, 2 * MiB);
+    inflate_2m(&b, AREA);
+    g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 4 * MiB);
+    balloon_fini(&b);
+    file_ram_free(f);
+}
+
+/* How many pages of the file are in the host's memory */
+static int resident(FileRam *f, uint64_t addr, uint64_t size)
+{
+    g_autofree unsigned char *pages = g_malloc(size / 4096);
+    void *map = mmap(NULL, size, PROT_READ, MAP_SHARED, f->fd, addr);
+    int nr = 0, i;
+
+    g_assert_true(map != MAP_FAILED);
+    g_assert_cmpint(mincore(map, size, pages), ==, 0);
+    for (i = 0; i < size / 4096; i++) {
+        nr += pages[i] & 1;
+    }
+    munmap(map, size);
+    return nr;
+}
+
+/* What comes out of the balloon is not read from the file, it is not there. */
+static void test_deflate_file(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    FileRam *f = data;
+    Balloon b;
+
+    if (qemu_real_host_page_size() != 4096) {
+        g_test_skip("pages of the host are not those of the test");
+        file_ram_free(f);
+        return;
+    }
+    balloon_init(&b, obj, alloc, FEATURES);
+    fill(&b, AREA, 8 * MiB);
+    add_record(msg, 12, AREA_PFN, UINT64_MAX, 256);
+    transmit(&b, INFLATE, msg);
+    g_assert_cmpint(resident(f, AREA, 8 * MiB), ==, 0);
+    add_record(msg, 12, AREA_PFN, UINT64_MAX, 256);
+    transmit(&b, DEFLATE, msg);
+    g_assert_cmpint(grown(&b, "deflated-pages"), ==, 2048);
+    g_assert_cmpint(resident(f, AREA, 8 * MiB), ==, 0);
+
+    balloon_restart(&b, F(VIRTIO_F_VERSION_1));
+    add_pfns(msg, AREA_PFN, 1);
+    transmit(&b, DEFLATE, msg);
+    g_assert_cmpint(resident(f, AREA, 8 * MiB), ==, 0);
+    balloon_fini(&b);
+    file_ram_free(f);
+}
+
+#define STOP_PAGES  4096
+
+static void start_pfns(Balloon *b, uint64_t addr)
+{
+    int i;
+
+    for (i = 0; i < STOP_PAGES; i++) {
+        qtest_writel(b->qts, addr + 4 * i, cpu_to_le32(AREA_PFN + 2 * i));
+    }
+    fill(b, AREA, 2 * STOP_PAGES * 4 * KiB);
+    forget(b);
+    kick(b, INFLATE, addr, 4 * STOP_PAGES);
+}
+
+/*
+ * What is left when the VM stops is done at once, but not if that takes long:
+ * then it is done when the VM goes on.
+ */
+static void test_stop_slow(void *obj, void *data, QGuestAllocator *alloc)
+{
+    uint64_t addr = guest_alloc(alloc, 4 * STOP_PAGES);
+    FileRam *f = data;
+    int64_t busy;
+    bool done;
+    Balloon b;
+    int i;
+
+    balloon_init(&b, obj, alloc, F(VIRTIO_F_VERSION_1));
+    start_pfns(&b, addr);
+    wait_done(&b, INFLATE);
+    busy = grown(&b, "busy-ns") / 1000;
+    g_test_message("%d discards took %" PRId64 " us", STOP_PAGES, busy);
+    if (busy < 15000) {
+        g_test_skip("the host is fast");
+    } else {
+        for (i = 0, done = true; done && i < 20; i++) {
+            QDict *now;
+
+            start_pfns(&b, addr);
+            qtest_qmp_assert_success(b.qts, "{'execute': 'stop'}");
+            done = grown(&b, "discards") == STOP_PAGES;
+            now = get_counters(b.qts);
+            g_test_message("longest hold of the BQL: %" PRId64 " us",
+                           qdict_get_int(now, "longest-hold-ns") / 1000);
+            qobject_unref(now);
+            check_idle(&b);
+            qtest_qmp_assert_success(b.qts, "{'execute': 'cont'}");
+            wait_done(&b, INFLATE);
+            g_assert_cmpint(grown(&b, "discards"), >=, STOP_PAGES);
+        }
+        g_assert_false(done);
+    }
+    guest_free(alloc, addr);
+    balloon_fini(&b);
+    file_ram_free(f);
 }
 
 /* The config space that ends behind poison_val, or the granule's shift */
@@ -1324,7 +1582,7 @@ static void test_huge_pages(void *obj, void *data, QGuestAllocator *alloc)
     check_kept(&b, AREA, 2 * MiB);
     check_gone(&b, AREA + 2 * MiB, 4 * MiB);
     check_kept(&b, AREA + 6 * MiB, 2 * MiB);
-    g_assert_cmpint(grown(&b, "discards"), ==, 1);
+    g_assert_cmpint(grown(&b, "discards"), ==, 2);
     g_assert_cmpint(grown(&b, "discarded-bytes"), ==, 4 * MiB);
     g_assert_cmpint(grown(&b, "partial-bytes"), ==, 2 * MiB);
 
@@ -1383,6 +1641,33 @@ static void *add_ram(GString *cmd_line, void *arg)
 {
     g_string_append_printf(cmd_line, " -nodefaults -m %dM", RAM_MIB);
     return arg;
+}
+
+static void *add_file(GString *cmd_line, void *arg)
+{
+    FileRam *f = g_new0(FileRam, 1);
+
+    f->fd = g_file_open_tmp("virtio-balloon-XXXXXX", &f->ram, NULL);
+    g_assert_cmpint(f->fd, >=, 0);
+    f->log = g_strdup_printf("%s.log", f->ram);
+    g_string_append_printf(cmd_line, " -nodefaults -m %dM,slots=1,maxmem=1G"
+                           " -machine memory-backend=m0"
+                           " -object memory-backend-file,id=m0,size=%dM,"
+                           "mem-path=%s,share=on"
+                           " -object memory-backend-ram,id=m1,size=64M"
+                           " -device pc-dimm,memdev=m1,addr=0x%llx 2>%s",
+                           RAM_MIB, RAM_MIB, f->ram, DIMM, f->log);
+    return f;
+}
+
+/* Without huge pages of the host */
+static void *add_small_pages(GString *cmd_line, void *arg)
+{
+#ifdef CONFIG_LINUX
+    /* Inherited by QEMU */
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+#endif
+    return add_ram(cmd_line, arg);
 }
 
 static void *add_memfd(GString *cmd_line, void *arg)
@@ -1462,7 +1747,14 @@ static void register_virtio_balloon_test(void)
         { "packed", test_packed, NULL, "id=balloon0,page-bitmap=on,packed=on" },
         { "memfd", test_inflate_deflate, add_memfd },
         { "huge-pages", test_huge_pages, add_huge_pages },
+        { "stretches", test_stretches },
+        { "stretches-small", test_stretches, add_small_pages },
+        { "stretches-memfd", test_stretches, add_memfd },
+        { "stretches-file", test_stretches, add_file },
         { "undiscardable", test_undiscardable, add_undiscardable },
+        { "discard-again", test_discard_again, add_file },
+        { "deflate-file", test_deflate_file, add_file },
+        { "stop-slow", test_stop_slow, add_file },
         { "migrate", test_migrate },
         { "unplug", test_unplug },
     };

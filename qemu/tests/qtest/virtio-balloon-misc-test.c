@@ -1144,6 +1144,74 @@ static void test_migrate(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+#define MEMFD   " -machine memory-backend=m0" \
+                " -object memory-backend-memfd,id=m0,size=256M,share=on"
+
+/* How much shared memory a QEMU has, in KiB */
+static int64_t shared_kib(QTestState *qts)
+{
+    g_autofree char *file = g_strdup_printf("/proc/%d/status",
+                                            (int)qtest_pid(qts));
+    g_autofree char *status = NULL;
+    const char *line;
+
+    if (!g_file_get_contents(file, &status, NULL, NULL)) {
+        return -1;
+    }
+    line = strstr(status, "RssShmem:");
+    return line ? g_ascii_strtoll(line + strlen("RssShmem:"), NULL, 10) : -1;
+}
+
+/*
+ * To look at a hole of shared memory fills it.  So migration backs what a
+ * balloon has given back, on both sides, unless it is left out.
+ */
+static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    g_autofree char *args = g_strdup_printf("%s" MEMFD,
+                                            qos_get_current_command_line());
+    bool asked = data != NULL;
+    int64_t source, target;
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    source = shared_kib(m.qts);
+    if (source < 0) {
+        g_test_skip("nobody tells how much shared memory a process has");
+        end_source(&m);
+        return;
+    }
+    start_destination(&d, args);
+    target = shared_kib(d.qts);
+    if (asked) {
+        offer(&m);
+    }
+    migrate(m.qts, d.uri);
+    if (asked) {
+        wait_request(&m);
+        add_mibs(&m, msg, CONT, AREA, UINT64_MAX);
+        add_mibs(&m, msg, DONE, AREA + 64 * MiB, UINT64_MAX);
+        transmit(&m, msg);
+    }
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    source = shared_kib(m.qts) - source;
+    target = shared_kib(d.qts) - target;
+    g_test_message("source grew by %" PRId64 " KiB, target by %" PRId64,
+                   source, target);
+    if (asked) {
+        g_assert_cmpint(source, <, 130 * 1024);
+        g_assert_cmpint(target, <, 130 * 1024);
+    } else {
+        /* Or it is not looked at what matters */
+        g_assert_cmpint(source, >, 200 * 1024);
+    }
+    end_destination(&d);
+    end_source(&m);
+}
+
 /*
  * A page that is written after it was found unused, but before the host has
  * heard of it: only a dirty log that was cleared before can tell.
@@ -1287,11 +1355,16 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
     g_assert_true(asking(&m));
     forget(&m);
-    /* While that is awaited none asks: it may never come to its end. */
+    /* A migration that waits for its end may be cancelled, too. */
     set_bandwidth(m.qts, 64 * KiB, 1);
     migrate_unasked(m.qts);
     add_mibs(&m, msg, CONT, AREA, 0xff00);
     transmit(&m, msg);
+    cancel(m.qts);
+    g_assert_cmpint(grown(&m, "not-asked-cancelled"), ==, 1);
+    /* It may never come to its end. */
+    migrate_unasked(m.qts);
+    wait_counter(&m, "not-asked-busy", 1);
     cancel(m.qts);
     add_mibs(&m, msg, DONE, AREA, 0xff0000);
     transmit(&m, msg);
@@ -1303,19 +1376,20 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     migrate(m.qts, NOWHERE);
     wait_asking(&m);
     cancel(m.qts);
-    /* Nor is it waited for again, until it comes. */
+    /* It is waited for, but nothing is asked until it comes. */
     migrate_unasked(m.qts);
     g_assert_false(asking(&m));
+    wait_counter(&m, "not-asked-late-buffer", 1);
     cancel(m.qts);
     offer(&m);
     g_usleep(1000);
     g_assert_false(asking(&m));
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
-    /* Nor does it ask while somebody else awaits an answer. */
+    /* Nor is anything asked while somebody else awaits an answer. */
     ask(&m);
     g_assert_cmpint(m.id, ==, id + 1);
     migrate(m.qts, NOWHERE);
-    wait_status(m.qts, "active");
+    wait_counter(&m, "not-asked-busy", 2);
     add_mibs(&m, msg, DONE, AREA, 0xff0000);
     transmit(&m, msg);
     g_assert_cmpint(grown(&m, "answers"), ==, 1);
@@ -1371,6 +1445,56 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     migrate(m.qts, NOWHERE);
     wait_status(m.qts, "completed");
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    g_assert_cmpint(grown(&m, "not-asked-stopped"), ==, 1);
+    end_source(&m);
+}
+
+/*
+ * Migrated again while an answer is outstanding, be it to a migration that
+ * was cancelled or to somebody who was just curious, or while the buffer is
+ * on its way: that is waited for.
+ */
+static void test_migrate_again(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    set_bandwidth(m.qts, 64 * KiB, 1);
+    for (i = 0; i < 3; i++) {
+        forget(&m);
+        offer(&m);
+        if (i == 0) {
+            ask(&m);
+        } else {
+            migrate(m.qts, NOWHERE);
+            wait_request(&m);
+            cancel(m.qts);
+        }
+        if (i == 2) {
+            finish(&m, DONE);
+            migrate(m.qts, NOWHERE);
+            wait_asking(&m);
+            cancel(m.qts);
+        }
+        migrate(m.qts, NOWHERE);
+        wait_status(m.qts, "active");
+        if (i < 2) {
+            /* Of the old request, so it does not count */
+            add_mibs(&m, msg, DONE, AREA, 0xff00);
+            transmit(&m, msg);
+        }
+        offer(&m);
+        wait_request(&m);
+        g_assert_cmpint(grown(&m, "unsent-pages"), ==, 0);
+        add_mibs(&m, msg, DONE, AREA, 0xff0000);
+        transmit(&m, msg);
+        wait_counter(&m, "unsent-pages", 8 * 256);
+        cancel(m.qts);
+        g_assert_cmpint(grown(&m, "unsent-pages"), ==, 8 * 256);
+        g_assert_cmpint(grown(&m, "requests"), ==, 2);
+    }
     end_source(&m);
 }
 
@@ -1386,6 +1510,7 @@ static void test_migrate_not_asked(void *obj, void *data,
     for (i = 0; i < 2; i++) {
         set_bandwidth(m.qts, 64 * KiB, 1);
         migrate_unasked(m.qts);
+        wait_counter(&m, i ? "not-asked-no-driver" : "not-asked-no-buffer", 1);
         cancel(m.qts);
         misc_restart(&m, FEATURES & ~STATS);
         offer(&m);
@@ -1399,6 +1524,8 @@ static void test_migrate_not_asked(void *obj, void *data,
     wait_status(m.qts, "completed");
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
     g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
+    g_assert_cmpint(grown(&m, "not-asked-no-buffer"), ==, 1);
+    g_assert_cmpint(grown(&m, "not-asked-no-driver"), ==, 2);
     end_source(&m);
 }
 
@@ -1442,6 +1569,7 @@ static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
         wait_status(m.qts, "completed");
         wait_status(d.qts, "completed");
         g_assert_cmpint(grown(&m, "requests"), ==, 0);
+        g_assert_cmpint(grown(&m, "not-asked-postcopy"), ==, 1);
     }
     end_destination(&d);
     end_source(&m);
@@ -1488,6 +1616,7 @@ static void test_migrate_ignore_shared(void *obj, void *data,
     migrate(m.qts, NOWHERE);
     wait_status(m.qts, "completed");
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
+    g_assert_cmpint(grown(&m, "not-asked-no-ram"), ==, 1);
     end_source(&m);
 }
 
@@ -1704,6 +1833,12 @@ static void *add_shared(GString *cmd_line, void *arg)
     return add_ram(cmd_line, arg);
 }
 
+static void *add_memfd(GString *cmd_line, void *arg)
+{
+    g_string_append(cmd_line, MEMFD);
+    return add_ram(cmd_line, arg);
+}
+
 static void *add_much_ram(GString *cmd_line, void *arg)
 {
     g_string_append(cmd_line, " -nodefaults -m 40G -machine memory-backend=m0"
@@ -1758,10 +1893,14 @@ static void register_virtio_balloon_misc_test(void)
         { "trace", test_trace, NULL, NULL, add_trace },
         { "migrate", test_migrate, NULL, NULL, add_late_log },
         { "migrate-multifd", test_migrate, NULL, (void *)"multifd" },
+        { "migrate-memfd", test_migrate_shared, NULL, (void *)"asked",
+          add_memfd },
+        { "migrate-memfd-unasked", test_migrate_shared, NULL, NULL, add_memfd },
         { "migrate-write", test_migrate_write, NULL, NULL, add_late_log },
         { "migrate-late-answer", test_migrate_late, NULL, NULL, add_late_log },
         { "migrate-stale-answer", test_migrate_stale },
         { "migrate-ends", test_migrate_ends },
+        { "migrate-again", test_migrate_again },
         { "request-to-registers", test_request_to_registers },
         { "migrate-not-asked", test_migrate_not_asked },
         { "migrate-all", test_migrate_all },

@@ -17,19 +17,20 @@ typedef struct BalloonDiscard {
     struct iovec range[BALLOON_DISCARD_RANGES];
     unsigned int nr;
     size_t put_off;             /* bytes */
-    bool failed;                /* since reset: then it is not tried again */
+    GHashTable *out;            /* blocks that could not be discarded */
 
     /* Since the device was created */
     uint64_t ranges;            /* discarded */
     uint64_t bytes;
     uint64_t calls;             /* of the host's system, to discard them */
-    uint64_t kept_bytes;        /* not discarded: it failed, or had before */
+    uint64_t kept_bytes;        /* not discarded: it failed, or just had */
 } BalloonDiscard;
 
 /* Sooner or later, but before it is flushed */
 void balloon_discard(BalloonDiscard *d, RAMBlock *rb, ram_addr_t offset,
                      size_t length);
 void balloon_discard_flush(BalloonDiscard *d);
+void balloon_discard_free(BalloonDiscard *d);
 /* Member of a BalloonFormat */
 void balloon_discard_flush_queue(BalloonQueue *q);
 

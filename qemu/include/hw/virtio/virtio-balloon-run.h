@@ -8,7 +8,14 @@
 #define QEMU_VIRTIO_BALLOON_RUN_H
 
 #include "exec/memory.h"
+#include "qemu/units.h"
 #include "hw/virtio/virtio.h"
+
+/*
+ * No more than this is discarded at a stretch, and it is cut at multiples of
+ * this, for the host may have made huge pages that are as large.
+ */
+#define BALLOON_STRETCH (2 * MiB)
 
 /*
  * What lies at guest-physical [start, end), with a reference to mr.  No mr:
@@ -42,7 +49,8 @@ typedef struct BalloonRun {
 
 /*
  * Reads the run of at most @max page numbers that begins @offset bytes into
- * the message.  Returns how many there are, 0 if the message ends there.
+ * the message; it ends at a multiple of BALLOON_STRETCH.  Returns how many
+ * there are, 0 if the message ends there.
  */
 size_t balloon_run_read(BalloonRun *run, VirtIODevice *vdev,
                         const VirtQueueElement *elem, size_t offset,

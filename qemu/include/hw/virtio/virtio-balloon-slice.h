@@ -68,6 +68,8 @@ typedef struct BalloonWorker {
     int64_t slice_bytes;
     int slice_work;
     QEMUBH *bh;                 /* goes on where a slice ended */
+    QEMUTimer *pause;           /* after which that may be */
+    uint64_t unpaused_ns;       /* sum of holds of the BQL since a pause */
     bool scheduled;
     uint64_t kicks;             /* queue notifications */
     uint64_t bh_calls;          /* slices from the bottom half */
@@ -83,7 +85,7 @@ void balloon_worker_unrealize(BalloonWorker *w);
 void balloon_worker_kick(BalloonWorker *w);
 /* To go on without a notification: the buffers in the ring have had theirs */
 void balloon_worker_schedule(BalloonWorker *w);
-/* The VM stops: does what is left now, if it is no more than this much work */
+/* The VM stops: does what is left now, but not much, and not for long */
 void balloon_worker_finish(BalloonWorker *w, int work);
 /* Messages that are not done go back to their rings */
 void balloon_worker_stop(BalloonWorker *w);

@@ -622,6 +622,14 @@ static void reap_all(void)
     }
 }
 
+static void end_pause(BalloonWorker *w)
+{
+    if (w->vdev && timer_pending(w->pause)) {
+        timer_mod(w->pause, 0);
+        qemu_clock_run_timers(QEMU_CLOCK_REALTIME);
+    }
+}
+
 /* Runs bottom halves; those of the balloon at the most @slices times */
 static void poll(unsigned int slices)
 {
@@ -629,6 +637,8 @@ static void poll(unsigned int slices)
     unsigned int i;
 
     for (i = 0; i < slices; i++) {
+        end_pause(&f.s->worker);
+        end_pause(&f.m->worker);
         aio_poll(ctx, false);
         if (!scheduled()) {
             break;
@@ -806,6 +816,7 @@ static void setup(uint8_t how, uint8_t without)
 
 static void pause_vm(bool pause)
 {
+    int64_t begin = get_clock();
     /* Page numbers as drivers send them are done before the VM stops */
     bool done = f.live && !f.wild && f.s->worker.scheduled &&
                 !has(VIRTIO_BALLOON_F_PAGE_BITMAP) && f.numbers < 2000 &&
@@ -820,6 +831,8 @@ static void pause_vm(bool pause)
     }
     /* There is no CPU to be stopped */
     vm_state_notify(!pause, pause ? RUN_STATE_PAUSED : RUN_STATE_RUNNING);
+    /* Unless that takes long */
+    done &= get_clock() - begin < 4 * SCALE_MS;
     if (pause) {
         MUST(at_rest());
     }
@@ -1089,7 +1102,7 @@ static void op_migration(void)
 
     if (how & 1) {
         p->cancel(p);
-    } else if (p->ready(p)) {
+    } else if (p->ready(p) == UNUSED_PAGES_READY) {
         p->request(p, (how >> 1 & 7) * MiB, (how >> 4) * 4 * MiB);
     }
 }
