@@ -102,6 +102,12 @@ EXPORT_SYMBOL_GPL(balloon_page_reclaim);
  * Put the pages of a block on a balloon's list; pages_lock is held, and the
  * first page is locked, as balloon_page_insert() wants it. The others have no
  * reference yet: nobody can lock them, or see that we do.
+ *
+ * Until the split they are PageOffline without a reference, by which a driver
+ * tells memory that goes off line that it lets go of them. It does not come to
+ * that: who looks whether memory is free does so in one hold of zone->lock,
+ * from the start of a memory block, which no block of pages crosses. So the
+ * first page is met before the others, it is in use, and the look ends there.
  */
 static void balloon_insert_block(struct balloon_dev_info *b_dev_info, struct page *page)
 {
@@ -124,7 +130,33 @@ static void balloon_insert_block(struct balloon_dev_info *b_dev_info, struct pag
 	smp_wmb();
 	if (order)
 		split_page(page, order);
-	__count_vm_events(BALLOON_INFLATE, 1U << order);
+}
+
+/* Put all pages on a balloon's list. Returns how many they are. */
+static size_t balloon_insert(struct balloon_dev_info *b_dev_info, struct list_head *pages)
+{
+	size_t all = 0;
+
+	while (!list_empty(pages)) {
+		struct page *page, *next;
+		unsigned long flags;
+		unsigned int nr = 0;
+
+		spin_lock_irqsave(&b_dev_info->pages_lock, flags);
+		list_for_each_entry_safe(page, next, pages, lru) {
+			nr += 1U << page_private(page);
+			/* Who goes over all pages may hold the lock for a moment. */
+			if (nr > BALLOON_BATCH || !trylock_page(page))
+				break;
+			all += 1U << page_private(page);
+			list_del(&page->lru);
+			balloon_insert_block(b_dev_info, page);
+			unlock_page(page);
+		}
+		spin_unlock_irqrestore(&b_dev_info->pages_lock, flags);
+		cond_resched();
+	}
+	return all;
 }
 
 /**
@@ -138,26 +170,24 @@ static void balloon_insert_block(struct balloon_dev_info *b_dev_info, struct pag
  */
 void balloon_page_list_insert(struct balloon_dev_info *b_dev_info, struct list_head *pages)
 {
-	while (!list_empty(pages)) {
-		struct page *page, *next;
-		unsigned long flags;
-		unsigned int nr = 0;
-
-		spin_lock_irqsave(&b_dev_info->pages_lock, flags);
-		list_for_each_entry_safe(page, next, pages, lru) {
-			nr += 1U << page_private(page);
-			/* Who goes over all pages may hold the lock for a moment. */
-			if (nr > BALLOON_BATCH || !trylock_page(page))
-				break;
-			list_del(&page->lru);
-			balloon_insert_block(b_dev_info, page);
-			unlock_page(page);
-		}
-		spin_unlock_irqrestore(&b_dev_info->pages_lock, flags);
-		cond_resched();
-	}
+	count_vm_events(BALLOON_INFLATE, balloon_insert(b_dev_info, pages));
 }
 EXPORT_SYMBOL_GPL(balloon_page_list_insert);
+
+/**
+ * balloon_page_list_putback() - put pages back that cannot leave a balloon
+ * @b_dev_info: the balloon
+ * @pages: list of pages of balloon_page_list_dequeue(); empty afterwards
+ *
+ * As if they had not been dequeued, also for those who count that.
+ *
+ * Context: Process context. May sleep between two holds of pages_lock.
+ */
+void balloon_page_list_putback(struct balloon_dev_info *b_dev_info, struct list_head *pages)
+{
+	count_vm_events(BALLOON_DEFLATE, -(long)balloon_insert(b_dev_info, pages));
+}
+EXPORT_SYMBOL_GPL(balloon_page_list_putback);
 
 /*
  * Drop the last reference to each page of a naturally aligned block, and free

@@ -123,6 +123,23 @@ VISIBLE_IF_KUNIT unsigned long unused_pages_slice(unsigned long pfn, unsigned lo
 EXPORT_SYMBOL_IF_KUNIT(unused_pages_slice);
 
 /**
+ * drain_unused_pages() - have get_unused_pages() see what is on the lists of CPUs
+ * @pfn: first page frame that it is to look at
+ * @end_pfn: page frame to end before
+ *
+ * Gives these pages to the free lists, unless somebody is about that already. Once
+ * is enough for all calls for a range: CPUs fill their lists again at once.
+ *
+ * Context: Process context. May sleep.
+ */
+void drain_unused_pages(unsigned long pfn, unsigned long end_pfn)
+{
+	if (pfn < min(end_pfn, READ_ONCE(max_pfn)))
+		drain_all_pages(NULL);
+}
+EXPORT_SYMBOL_GPL(drain_unused_pages);
+
+/**
  * get_unused_pages() - find the pages of a range that are not in use
  * @pb: bitmap to add them to
  * @pfn: first page frame to look at; moved to where the next call is to go on
@@ -135,8 +152,7 @@ EXPORT_SYMBOL_IF_KUNIT(unused_pages_slice);
  * call. It may be in use again when the call returns, and the content of a page
  * that is not must not be relied on.
  *
- * The pages of the per-CPU lists are given back to the free lists first, unless
- * somebody is about that already.
+ * Pages of the per-CPU lists are missed: see drain_unused_pages().
  *
  * Context: Process context. May sleep. zone->lock is held for at most 1024
  * pages at a time, and memory does not go on or off line meanwhile. Takes
@@ -155,9 +171,6 @@ int get_unused_pages(struct page_bitmap *pb, unsigned long *pfn,
 		return -EINVAL;
 
 	end_pfn = min(end_pfn, READ_ONCE(max_pfn));
-	if (from < end_pfn)
-		drain_all_pages(NULL);
-
 	while (from < end_pfn) {
 		DECLARE_BITMAP(bits, UNUSED_PAGES_SLICE) = {};
 		unsigned long at = from, bit, run;

@@ -62,8 +62,7 @@ MUTANTS = [
            "	for (left = nr - !bit; left; word++, bit = 0) {",
            "kunit", r"not ok \d+ page_bitmap_single_page"),
     Mutant("3 pages are reported again", BITMAP,
-           "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n",
-           "	balloon_bitmap_tell(bb, bb->inflate_vq, pages, BALLOON_BITMAP_GFP);\n" * 2,
+           "out_reset:\n	page_bitmap_reset(pages);", "out_reset:",
            "kunit", r"not ok \d+ device_good"),
     Mutant("4 the balloon moves without its lock", "patches/*-inflate-and-deflate-by-page-bitmaps.patch",
            """+		mutex_lock(&vb->balloon_lock);
@@ -83,9 +82,9 @@ MUTANTS = [
            "+	balloon_take_init(&vb->take, vdev, SZ_1G >> PAGE_SHIFT);",
            "kunit", r"not ok \d+ device_chunks"),
     Mutant("6 pages are released twice", BITMAP,
-           "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {",
-           "	balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp);\n"
-           "	if (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) {",
+           "	    balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp) &&",
+           "	    (balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp),\n"
+           "	     balloon_bitmap_tell(bb, bb->deflate_vq, &pages, gfp)) &&",
            "kunit", r"not ok \d+ device_good"),
     Mutant("7 a range that ends on the edge of a segment", "mm/page_bitmap.c",
            "	nr = min(nr, PAGE_BITMAP_SEG_PAGES - first);",

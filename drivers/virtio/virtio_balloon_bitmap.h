@@ -30,7 +30,6 @@
 #include <linux/wait.h>
 
 struct balloon_dev_info;
-struct list_head;
 struct mutex;
 struct page;
 struct virtio_device;
@@ -60,6 +59,9 @@ struct virtqueue;
  * @deflate_vq: pages that come out of it
  * @count_managed: pages in the balloon do not count as the guest's memory
  * @pages: the pages of the next flush
+ * @entering: blocks on their way into the balloon, of which @pages may have bits
+ * @held: pages out of the balloon that the device may still discard: they are
+ *	freed when it was reset
  * @sg: the message that is being built
  * @inflight: messages that the device has not used; not zero between two
  *	calls only after a queue broke: their memory is the device's until it
@@ -78,6 +80,8 @@ struct balloon_bitmap {
 
 	/* Below: guarded by @lock. */
 	struct page_bitmap pages;
+	struct list_head entering;
+	struct list_head held;
 	struct scatterlist sg[BALLOON_BITMAP_MSG_SEGS];
 	unsigned int inflight;
 	u64 moved;
@@ -96,5 +100,11 @@ bool balloon_bitmap_migratable(const struct balloon_bitmap *bb);
 void balloon_bitmap_migrate(struct balloon_bitmap *bb, struct page *newpage,
 			    struct page *page);
 unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id);
+int balloon_wait_used(struct virtqueue *vq, wait_queue_head_t *acked,
+		      unsigned int *inflight, unsigned int left);
+
+#if IS_ENABLED(CONFIG_KUNIT)
+bool balloon_bitmap_packed(const struct page_bitmap_seg *seg, unsigned long pfn);
+#endif
 
 #endif /* _VIRTIO_BALLOON_BITMAP_H */

@@ -103,6 +103,7 @@ static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payloa
 	misc->end_pfn = min_t(u64, last, ULONG_MAX);
 	misc->pfn = min_t(u64, start, misc->end_pfn);
 	misc->next = balloon_misc_next_unused;
+	drain_unused_pages(misc->pfn, misc->end_pfn);
 	return 0;
 }
 

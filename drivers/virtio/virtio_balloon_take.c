@@ -297,16 +297,43 @@ static size_t balloon_take_reclaimed(const struct balloon_take *take, struct lis
 	return got;
 }
 
+/**
+ * balloon_take_aim() - what the host wants
+ * @take: where the balloon's pages come from
+ * @target: the size that the balloon is to have, in any unit
+ */
+void balloon_take_aim(struct balloon_take *take, u64 target)
+{
+	if (target != take->target)
+		take->told = false;
+	take->target = target;
+}
+EXPORT_SYMBOL_IF_KUNIT(balloon_take_aim);
+
+/**
+ * balloon_take_complain() - say that the target is out of reach
+ * @take: where the balloon's pages come from
+ * @nr_pages: number of pages that are missing
+ *
+ * Says so once, until the host wants something else.
+ */
+void balloon_take_complain(struct balloon_take *take, size_t nr_pages)
+{
+	if (!take->told)
+		dev_info_ratelimited(&take->vdev->dev,
+				     "Out of puff! Can't get %zu pages; trying on\n",
+				     nr_pages);
+	take->told = true;
+}
+EXPORT_SYMBOL_IF_KUNIT(balloon_take_complain);
+
 /* Leave the guest in peace for a moment, longer each time that nothing comes. */
 static void balloon_take_give_up(struct balloon_take *take, size_t nr_pages)
 {
 	take->waiting = false;
 	take->pause = clamp(2 * take->pause, BALLOON_TAKE_PAUSE_MIN, BALLOON_TAKE_PAUSE_MAX);
-	if (take->pause < BALLOON_TAKE_PAUSE_MAX || take->told)
-		return;
-	take->told = true;
-	dev_info_ratelimited(&take->vdev->dev,
-			     "Out of puff! Can't get the last %zu pages; trying on\n", nr_pages);
+	if (take->pause == BALLOON_TAKE_PAUSE_MAX)
+		balloon_take_complain(take, nr_pages);
 }
 
 /* Have memory reclaimed, once more or for the first time. */
@@ -456,6 +483,5 @@ void balloon_take_end(struct balloon_take *take)
 {
 	take->waiting = false;
 	take->pause = 0;
-	take->told = false;
 }
 EXPORT_SYMBOL_IF_KUNIT(balloon_take_end);

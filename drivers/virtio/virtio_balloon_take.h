@@ -31,7 +31,8 @@ struct virtio_device;
  * @waiting: all that is free is kept, and more is to be reclaimed
  * @since: jiffies when waiting began, or last brought something
  * @pause: jiffies until the next attempt, after one that was in vain
- * @told: the log says that the target is out of reach
+ * @target: what the host wants
+ * @told: the log says that it is out of reach
  */
 struct balloon_take {
 	struct virtio_device *vdev;
@@ -40,6 +41,7 @@ struct balloon_take {
 	bool waiting;
 	unsigned long since;
 	unsigned long pause;
+	u64 target;
 	bool told;
 };
 
@@ -49,6 +51,8 @@ size_t balloon_take_cut(const struct balloon_take *take, struct list_head *pages
 			struct list_head *piece);
 unsigned long balloon_take_pause(const struct balloon_take *take);
 void balloon_take_end(struct balloon_take *take);
+void balloon_take_aim(struct balloon_take *take, u64 target);
+void balloon_take_complain(struct balloon_take *take, size_t nr_pages);
 
 unsigned int balloon_take_granule(u32 shift);
 size_t balloon_take_plan(const unsigned long *nr_free, size_t nr_pages, unsigned int granule,

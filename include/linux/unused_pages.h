@@ -16,6 +16,7 @@ struct page_bitmap;
  */
 #define UNUSED_PAGES_SLICE	(MAX_PAGE_ORDER > 10 ? 512UL : 1024UL)
 
+void drain_unused_pages(unsigned long pfn, unsigned long end_pfn);
 int get_unused_pages(struct page_bitmap *pb, unsigned long *pfn,
 		     unsigned long end_pfn, gfp_t gfp);
 

@@ -254,7 +254,7 @@ static struct kunit_case balloon_pages_cases[] = {
 	KUNIT_CASE(balloon_free_held),
 	KUNIT_CASE(balloon_free_any_order),
 	KUNIT_CASE(balloon_managed),
-	KUNIT_CASE(balloon_no_leak),
+	KUNIT_CASE_SLOW(balloon_no_leak),
 	{}
 };
 

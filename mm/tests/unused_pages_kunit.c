@@ -93,6 +93,7 @@ static unsigned long unused_walk(struct kunit *test, unsigned long pfn, unsigned
 	int more;
 
 	KUNIT_ASSERT_EQ(test, page_bitmap_init(&pb, segs, segs), 0);
+	drain_unused_pages(pfn, end);
 	do {
 		first = pfn;
 		more = get_unused_pages(&pb, &pfn, end, 0);
@@ -159,6 +160,7 @@ static void unused_alloc_and_free(struct kunit *test)
 		for (try = 0; try < 20; try++) {
 			page_bitmap_reset(&ut->pb);
 			at = pfn;
+			drain_unused_pages(pfn, pfn + nr);
 			KUNIT_EXPECT_EQ(test, get_unused_pages(&ut->pb, &at, pfn + nr, 0), 0);
 			for (i = 0, missed = 0; i < nr; i++)
 				missed += !unused_bit(&ut->pb, pfn + i);
@@ -169,6 +171,30 @@ static void unused_alloc_and_free(struct kunit *test)
 		page_bitmap_reset(&ut->pb);
 	}
 	KUNIT_EXPECT_GT(test, order, 3);
+}
+
+/*
+ * Each call for a part of an answer leaves the lists of CPUs as they are: that a
+ * device asks for many parts is not to cost every allocation on every CPU.
+ */
+static void unused_no_drain(struct kunit *test)
+{
+	struct unused_test *ut = test->priv;
+	unsigned int try, left = 0;
+
+	for (try = 0; try < 100; try++) {
+		struct page *page = alloc_page(GFP_KERNEL);
+		unsigned long pfn;
+
+		KUNIT_ASSERT_NOT_NULL(test, page);
+		pfn = page_to_pfn(page);
+		__free_page(page);
+		KUNIT_EXPECT_EQ(test, get_unused_pages(&ut->pb, &pfn, pfn + 1, 0), 0);
+		left += page_bitmap_empty(&ut->pb);
+		page_bitmap_reset(&ut->pb);
+	}
+	/* A list that is full is given back. */
+	KUNIT_EXPECT_GT(test, left, 50);
 }
 
 /* A page in a balloon has no content: it is unused, though nobody freed it. */
@@ -218,6 +244,7 @@ static void unused_edges(struct kunit *test)
 			for (try = 0; try < 20 && found != to - from; try++) {
 				page_bitmap_reset(&ut->pb);
 				at = from;
+				drain_unused_pages(from, to);
 				KUNIT_EXPECT_EQ(test, get_unused_pages(&ut->pb, &at, to, 0), 0);
 				found = unused_count(test, &ut->pb, from, to);
 			}
@@ -321,6 +348,7 @@ static struct kunit_case unused_pages_cases[] = {
 	KUNIT_CASE(unused_bad_arguments),
 	KUNIT_CASE(unused_nothing),
 	KUNIT_CASE(unused_alloc_and_free),
+	KUNIT_CASE(unused_no_drain),
 	KUNIT_CASE(unused_balloon),
 	KUNIT_CASE(unused_edges),
 	KUNIT_CASE(unused_windows),

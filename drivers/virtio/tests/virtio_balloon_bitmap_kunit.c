@@ -60,7 +60,7 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 {
 	struct balloon_test *bt = test->priv;
 	struct page_bitmap_seg *seg = &bt->pb.segs[0];
-	unsigned int nr = 0, pos = 0;
+	unsigned int nr = 0, pos = 0, wrong = 0, i;
 
 	*len = balloon_bitmap_pack(seg, REQ_ID);
 	KUNIT_ASSERT_LE(test, *len, PAGE_BITMAP_SEG_SIZE);
@@ -70,7 +70,6 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 		u64 start = le64_to_cpu(hdr->start_pfn);
 		u64 bytes = le64_to_cpu(hdr->bmap_len);
 		const u8 *bits = (const u8 *)(hdr + 1);
-		u64 i;
 
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->cmd), 0);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->flag), 0);
@@ -95,6 +94,11 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 	KUNIT_EXPECT_EQ(test, pos, *len);
 	/* MEMEQ would print all of both, which takes minutes. */
 	KUNIT_EXPECT_EQ(test, memcmp(bt->got, bt->want, SEG), 0);
+
+	/* And as the driver does, which asks for single pages. */
+	for (i = 0; i < SEG; i += 1 + i % 7)
+		wrong += balloon_bitmap_packed(seg, 3 * SEG + i) != bt->want[i];
+	KUNIT_EXPECT_EQ(test, wrong, 0);
 
 	page_bitmap_reset(&bt->pb);
 	memset(bt->want, 0, SEG);
@@ -183,6 +187,34 @@ static void balloon_record_random(struct kunit *test)
 	}
 }
 
+/* Records that the device has written over name any page, and do not lead astray. */
+static void balloon_record_spoilt(struct kunit *test)
+{
+	struct balloon_test *bt = test->priv;
+	struct page_bitmap_seg *seg = &bt->pb.segs[0];
+	struct rnd_state rnd;
+	unsigned int round;
+
+	put(test, 64, 1);
+	put(test, SEG - 1, 1);
+	balloon_bitmap_pack(seg, REQ_ID);
+	memset(seg->buf, 0xff, HDR);
+	KUNIT_EXPECT_TRUE(test, balloon_bitmap_packed(seg, 3 * SEG + 65));
+	memset(seg->buf, 0, HDR);
+	KUNIT_EXPECT_TRUE(test, balloon_bitmap_packed(seg, 3 * SEG + 65));
+
+	/* Under a sanitizer it shows if it reads what is not there. */
+	prandom_seed_state(&rnd, 20261129);
+	for (round = 0; round < 10000; round++) {
+		struct virtio_balloon_bmap_hdr *hdr = seg->buf;
+
+		hdr->start_pfn = cpu_to_le64(3 * SEG + prandom_u32_state(&rnd) % SEG);
+		hdr->bmap_len = cpu_to_le64(prandom_u32_state(&rnd) % (2 * PAGE_BITMAP_SEG_SIZE));
+		balloon_bitmap_packed(seg, 3 * SEG + prandom_u32_state(&rnd) % SEG);
+	}
+	page_bitmap_reset(&bt->pb);
+}
+
 /* What the documentation promises of memory that is kept and of stack use. */
 static void balloon_bitmap_bounds(struct kunit *test)
 {
@@ -199,6 +231,7 @@ static struct kunit_case balloon_cases[] = {
 	KUNIT_CASE(balloon_record_gaps),
 	KUNIT_CASE(balloon_record_most),
 	KUNIT_CASE(balloon_record_random),
+	KUNIT_CASE(balloon_record_spoilt),
 	KUNIT_CASE(balloon_bitmap_bounds),
 	{}
 };

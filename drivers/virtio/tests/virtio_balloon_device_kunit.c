@@ -14,6 +14,7 @@
 #include <linux/highmem.h>
 #include <linux/io.h>
 #include <linux/jiffies.h>
+#include <linux/kmsg_dump.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -104,7 +105,8 @@ struct device_double {
 	unsigned int reads;		/* of the target */
 	struct queue queues[ROLES];
 
-	struct xarray inside;		/* page frames in the balloon */
+	struct xarray inside;		/* page frames in the balloon, each with... */
+	unsigned long message;		/* ...the number of the message that said so */
 	unsigned long nr_inside;
 	unsigned long moved;		/* pages since the driver last told its size... */
 	unsigned long most_moved;	/* ...and the most that there were */
@@ -282,11 +284,14 @@ static void move_page(struct device_double *d, unsigned long pfn, bool in)
 		return;
 	}
 	if (in)
-		was_in = xa_insert(&d->inside, pfn, xa_mk_value(1), GFP_KERNEL) == -EBUSY;
+		was_in = xa_insert(&d->inside, pfn, xa_mk_value(d->message), GFP_KERNEL) == -EBUSY;
 	else
 		was_in = xa_erase(&d->inside, pfn);
 	if (was_in == in && !d->lenient)
 		wrong(d, in ? "a page went in twice" : "a page came out that was not in");
+	/* Who dumps memory, or reads kcore, would have the host back it again. */
+	if (in && !d->lenient && !PageOffline(pfn_to_page(pfn)))
+		wrong(d, "a page has no mark when it is discarded");
 	d->nr_inside += (int)in - was_in;
 	d->most_moved = max(d->most_moved, ++d->moved);
 	/* After a fault the driver may have the page back. */
@@ -380,6 +385,7 @@ static bool take(struct device_double *d, enum role role, u16 head)
 	} else if (role == HINT) {
 		d->hints++;
 	} else if (!d->blind && (role == INFLATE || role == DEFLATE || role == MISC)) {
+		d->message++;
 		for (; desc; desc = next_desc(d, q, desc)) {
 			if (desc_writable(d, desc))
 				wrong(d, "a message that is to be written");
@@ -741,6 +747,7 @@ static bool answered(struct device_double *d)
 struct account {
 	unsigned long total;
 	long inside;
+	long out;	/* but not this one: pages that ever came out */
 };
 
 static struct account take_account(void)
@@ -751,9 +758,24 @@ static struct account take_account(void)
 	if (events && IS_ENABLED(CONFIG_VM_EVENT_COUNTERS)) {
 		all_vm_events(events);
 		a.inside = events[BALLOON_INFLATE] - events[BALLOON_DEFLATE];
+		a.out = events[BALLOON_DEFLATE];
 	}
 	kfree(events);
 	return a;
+}
+
+/* Lines of the log since the last call that contain a text. */
+static unsigned int log_lines(struct kmsg_dump_iter *iter, const char *text)
+{
+	static char line[512];
+	unsigned int nr = 0;
+	size_t len;
+
+	while (kmsg_dump_get_line(iter, false, line, sizeof(line) - 1, &len)) {
+		line[len] = '\0';
+		nr += !!strstr(line, text);
+	}
+	return nr;
 }
 
 /* The device goes, soon, and gives back all that it took. */
@@ -1113,6 +1135,164 @@ static void device_leaves(struct kunit *test)
 	expect_in_time(test, in_time);
 }
 
+/* A device that is there and silent is reported: once, and not at once. */
+static void device_silent(struct kunit *test)
+{
+	static const u64 features[] = { BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1) };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		struct account before = take_account();
+		struct device_double *d = double_start(test, features[i], 16);
+		struct kmsg_dump_iter iter;
+
+		mutex_lock(&d->lock);
+		d->where = INFLATE;
+		d->fault = NEVER;
+		mutex_unlock(&d->lock);
+		kmsg_dump_rewind(&iter);
+		log_lines(&iter, "");
+		target(d, SZ_1M);
+		KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&d->happened, patience(test)));
+		ssleep(5);
+		KUNIT_EXPECT_EQ(test, log_lines(&iter, "waiting for the host"), 0);
+		ssleep(8);
+		KUNIT_EXPECT_EQ(test, log_lines(&iter, "1 buffer(s) of the inflate queue"), 1);
+		ssleep(12);
+		KUNIT_EXPECT_EQ(test, log_lines(&iter, "waiting for the host"), 0);
+		virtio_break_device(&d->vdev);
+		remove_and_judge(d, &before, "silent");
+	}
+}
+
+/* Pages that the device was told of last, and of these such as the driver has freed. */
+static unsigned long last_told(struct device_double *d, unsigned long *freed)
+{
+	unsigned long pfn, nr = 0;
+	void *entry;
+
+	*freed = 0;
+	mutex_lock(&d->lock);
+	xa_for_each(&d->inside, pfn, entry) {
+		if (xa_to_value(entry) != d->message)
+			continue;
+		nr++;
+		*freed += !page_count(pfn_to_page(pfn));
+	}
+	mutex_unlock(&d->lock);
+	return nr;
+}
+
+static unsigned long pages_inside(struct device_double *d)
+{
+	unsigned long ret;
+
+	mutex_lock(&d->lock);
+	ret = le32_to_cpu(d->config.actual) / UNITS(PAGE_SIZE);
+	mutex_unlock(&d->lock);
+	return ret;
+}
+
+/*
+ * A queue breaks with a message that the device may still act on: the pages of
+ * that stay, all others can be had back, few at a time or all at once.
+ */
+static void device_breaks_one(struct kunit *test)
+{
+	enum role where;
+
+	for (where = INFLATE; where <= DEFLATE; where++) {
+		struct account before = take_account();
+		struct device_double *d = double_start(test, BITMAPS, 16);
+		unsigned long freed, told = 0;
+
+		target(d, SZ_64M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+		mutex_lock(&d->lock);
+		d->where = where;
+		d->fault = BREAK_ONE;
+		mutex_unlock(&d->lock);
+		target(d, where == INFLATE ? SZ_64M + SZ_16M : SZ_64M - SZ_1M);
+		KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&d->happened, patience(test)));
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+		if (where == INFLATE)
+			told = last_told(d, &freed);
+		KUNIT_EXPECT_EQ(test, told > 0, where == INFLATE);
+
+		/* As much as out of memory gets at a time, which finds the last ones first. */
+		target(d, SZ_64M - SZ_1M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+		target(d, 0);
+		KUNIT_EXPECT_TRUE(test, eventually(pages_inside(d) <= told));
+		KUNIT_EXPECT_EQ(test, pages_inside(d), told);
+		if (where == INFLATE) {
+			last_told(d, &freed);
+			KUNIT_EXPECT_EQ(test, freed, 0);
+		}
+		remove_and_judge(d, &before, roles[where]);
+	}
+}
+
+/* Nothing can be added to a queue that is not broken, as when a buffer cannot be mapped. */
+static void block_queue(struct device_double *d, enum role role)
+{
+	void *in_the_way = kunit_kzalloc(d->test, 64, GFP_KERNEL);
+	struct scatterlist sg;
+
+	KUNIT_ASSERT_NOT_NULL(d->test, in_the_way);
+	mutex_lock(&d->lock);
+	d->queues[role].stalled = true;
+	sg_init_one(&sg, in_the_way, 64);
+	KUNIT_EXPECT_EQ(d->test, virtqueue_add_outbuf(d->queues[role].vq, &sg, 1, in_the_way,
+						      GFP_KERNEL), 0);
+	mutex_unlock(&d->lock);
+}
+
+/*
+ * What cannot be told stays in the balloon, and is not counted as if it had left it
+ * and come back. When the device goes, or sleeps, the driver does not wait for it.
+ */
+static void device_blocked(struct kunit *test)
+{
+	struct account before = take_account(), blocked, after;
+	struct device_double *d = double_start(test, BITMAPS, 1);
+
+	target(d, SZ_16M);
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+	block_queue(d, DEFLATE);
+	blocked = take_account();
+	target(d, SZ_4M);
+	msleep(300);
+	after = take_account();
+	KUNIT_EXPECT_EQ(test, pages_inside(d), SZ_16M >> PAGE_SHIFT);
+	KUNIT_EXPECT_EQ(test, after.inside, blocked.inside);
+	KUNIT_EXPECT_EQ(test, after.out, blocked.out);
+#ifdef CONFIG_PM_SLEEP
+	KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
+	KUNIT_EXPECT_EQ(test, d->nr_inside, 0);
+	KUNIT_EXPECT_EQ(test, virtio_device_restore(&d->vdev), 0);
+	target(d, SZ_8M);
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+	block_queue(d, DEFLATE);
+#endif
+	remove_and_judge(d, &before, "blocked");
+}
+
+/* A kernel that was started by another one, not by the machine, starts from nothing. */
+static void device_was_used(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_new(test, BITMAPS, 16);
+
+	d->config.actual = cpu_to_le32(UNITS(SZ_16M));
+	if (!double_add(d)) {
+		double_remove(d);
+		kunit_skip(test, "virtio_balloon is not loaded");
+	}
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+	remove_and_judge(d, &before, "was used");
+}
+
 /* Fewer queues than asked for: probe fails, and leaves nothing. */
 static void device_no_queues(struct kunit *test)
 {
@@ -1417,6 +1597,10 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_PARAM_ATTR(device_faults, faulty_gen_params, slow),
 	KUNIT_CASE_PARAM_ATTR(device_breaks, moves_gen_params, slow),
 	KUNIT_CASE_SLOW(device_leaves),
+	KUNIT_CASE_SLOW(device_silent),
+	KUNIT_CASE_SLOW(device_breaks_one),
+	KUNIT_CASE_SLOW(device_blocked),
+	KUNIT_CASE_SLOW(device_was_used),
 	KUNIT_CASE_SLOW(device_no_queues),
 #ifdef CONFIG_PM_SLEEP
 	KUNIT_CASE_SLOW(device_sleeps),

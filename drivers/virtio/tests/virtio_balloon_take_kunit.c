@@ -6,12 +6,15 @@
 #include <linux/balloon_compaction.h>
 #include <linux/gfp.h>
 #include <linux/jiffies.h>
+#include <linux/kmsg_dump.h>
 #include <linux/list.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
 #include <linux/prandom.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
+#include <linux/string.h>
+#include <linux/virtio.h>
 
 #include "../virtio_balloon_take.h"
 
@@ -314,6 +317,43 @@ static void take_all(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, balloon_take_pause(&take), 0UL);
 }
 
+/* Lines of the log since the last call that say that a target is out of reach. */
+static unsigned int puffs(struct kmsg_dump_iter *iter)
+{
+	static char line[256];
+	unsigned int nr = 0;
+	size_t len;
+
+	while (kmsg_dump_get_line(iter, false, line, sizeof(line) - 1, &len)) {
+		line[len] = '\0';
+		nr += !!strstr(line, "Out of puff");
+	}
+	return nr;
+}
+
+/* That a target is out of reach is said once of each, whatever happens meanwhile. */
+static void take_says_once(struct kunit *test)
+{
+	struct virtio_device *vdev = kunit_kzalloc(test, sizeof(*vdev), GFP_KERNEL);
+	struct kmsg_dump_iter iter;
+	struct balloon_take take;
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, vdev);
+	vdev->dev.init_name = "balloon take";
+	start(&take);
+	take.vdev = vdev;
+	kmsg_dump_rewind(&iter);
+	puffs(&iter);
+	for (i = 0; i < 6; i++) {
+		balloon_take_aim(&take, 4711 + i / 3);
+		balloon_take_complain(&take, i);
+		/* Deflated, by others, and inflated again as far as before */
+		balloon_take_end(&take);
+		KUNIT_EXPECT_EQ(test, puffs(&iter), i % 3 == 0);
+	}
+}
+
 static struct kunit_case balloon_take_cases[] = {
 	KUNIT_CASE(take_best_fit),
 	KUNIT_CASE(take_granule),
@@ -321,6 +361,7 @@ static struct kunit_case balloon_take_cases[] = {
 	KUNIT_CASE(take_granule_shift),
 	KUNIT_CASE(take_sort),
 	KUNIT_CASE(take_cut),
+	KUNIT_CASE(take_says_once),
 	KUNIT_CASE(take_free),
 	KUNIT_CASE_SLOW(take_all),
 	{}

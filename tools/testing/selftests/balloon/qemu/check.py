@@ -28,6 +28,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import balloon_tests  # noqa: F401 pylint: disable=unused-import
 import bare_tests  # noqa: F401 pylint: disable=unused-import
+import kexec_tests  # noqa: F401 pylint: disable=unused-import
 import lab
 import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import

@@ -291,7 +291,8 @@ def initramfs(kernel: str) -> Path:
     entries = {name: folder for name in ("bin", "dev", "lib", "lib/modules")}
     entries["dev/console"] = (stat.S_IFCHR | 0o600, b"")
     entries["init"] = (executable, (tools / "balloon_init").read_bytes())
-    entries["bin/balloon_mem"] = (executable, (tools / "balloon_mem").read_bytes())
+    for tool in ("balloon_mem", "balloon_kexec"):
+        entries[f"bin/{tool}"] = (executable, (tools / tool).read_bytes())
     entries["bin/busybox"] = (executable, busybox)
     entries["bin/load_modules"] = (executable, LOAD_MODULES)
     for module in sorted(modules.glob("*.ko")):
@@ -488,10 +489,11 @@ class Guest:
         self._agent.connect(f"{self._dir}/lab")
         self.pid: int = self._vm.get_pid()
 
-    def _boot(self, timeout: float) -> None:
+    def _boot(self, timeout: float, before: Callable[[], None] = lambda: None) -> None:
         started, deadline = time.monotonic(), self.deadline(timeout)
         while self._frame(deadline)[0] != "up":
             pass
+        before()
         self.sh("load_modules")
         self.boot_seconds = time.monotonic() - started
 
@@ -736,6 +738,15 @@ class Guest:
         self.qmp("system_reset")
         self._boot(timeout)
         self.qmp("set-action", reboot="shutdown")
+
+    def take_over(self, script: str, before: Callable[[], None] = lambda: None,
+                  timeout: float = BOOT_SECONDS) -> None:
+        """Run a script by which another kernel takes over; what to do before that has drivers."""
+        assert self._agent
+        data = script.encode()
+        self._buffer = b""
+        self._agent.sendall(b"run %d\n" % len(data) + data)
+        self._boot(timeout, before)
 
     def migrate_to(self, target: Guest, capabilities: Sequence[str] = (),
                    parameters: Optional[Mapping[str, Any]] = None,

@@ -346,3 +346,16 @@ def two_nodes(run: Run) -> None:
         guest.balloon(512 * MIB)
         guest.balloon(GIB)
         equal("processes killed", guest.vmstat()["oom_kill"], 0)
+
+
+@test
+def puffs_once(run: Run) -> None:
+    """the log says once of each target that it is out of reach"""
+    if not run.bitmap:
+        raise Skip("by page numbers a guest may die of it")
+    with run.guest(memory=512 * MIB) as guest:
+        for count in (1, 2):
+            guest.set_target(count * MIB)
+            time.sleep(12)
+            equal("lines that say that the target is out of reach", puffs(guest), count)
+        guest.balloon(512 * MIB)
