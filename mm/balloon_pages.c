@@ -15,7 +15,9 @@
 #include <linux/export.h>
 #include <linux/gfp.h>
 #include <linux/log2.h>
+#include <linux/migrate_mode.h>
 #include <linux/mm.h>
+#include <linux/page-isolation.h>
 #include <linux/page_owner.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
@@ -97,6 +99,23 @@ unsigned long balloon_page_reclaim(void)
 	return nr;
 }
 EXPORT_SYMBOL_GPL(balloon_page_reclaim);
+
+/**
+ * balloon_page_must_move() - does somebody need the memory where a page is?
+ * @page: a page of a balloon that is to be migrated
+ * @mode: as migrate_page() of movable_operations has it
+ *
+ * Memory that goes off line, CMA, virtio-mem and gigantic pages need just that
+ * block, and give up soon. For compaction any other will do, at any time.
+ *
+ * Context: Any.
+ * Return: true if so.
+ */
+bool balloon_page_must_move(struct page *page, enum migrate_mode mode)
+{
+	return mode == MIGRATE_SYNC && is_migrate_isolate_page(page);
+}
+EXPORT_SYMBOL_GPL(balloon_page_must_move);
 
 /*
  * Put the pages of a block on a balloon's list; pages_lock is held, and the

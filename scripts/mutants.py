@@ -140,6 +140,9 @@ MUTANTS = [
            "	struct page_bitmap *pages = &bb->pages;\n	struct scatterlist sg[33];\n"
            "	unsigned int done = 0, i, nr;\n\n	sg_init_table(sg, 33);\n"
            "	barrier_data(sg);", "static warnings", "frame size"),
+    Mutant("who must have the place of a page is put off as compaction is", BITMAP,
+           "	       (must || time_after_eq64(", "	       (time_after_eq64(",
+           "contiguous", "write error: Cannot allocate memory|ended with 1"),
     Mutant("qemu: dirty bits are taken from one RAM block, another is re-armed",
            "qemu/patches/*-physmem-re-arm-dirty-tracking-*.patch",
            "+            cpu_physical_memory_dirty_bits_cleared(start + rb->offset, length);",

@@ -113,20 +113,21 @@ bool balloon_bitmap_usable(const struct balloon_bitmap *bb)
 }
 
 /**
- * balloon_bitmap_migratable() - may pages of the balloon be migrated?
+ * balloon_bitmap_migratable() - may a page of the balloon be migrated?
  * @bb: the sender
+ * @must: balloon_page_must_move()
  *
- * Not while it moves: what is left between the pages that it takes looks like
- * fragmentation, and compaction would answer by moving pages of the balloon,
- * each for two messages, while the next ones are on their way.
+ * Not while it moves, unless it must: what is left between the pages that it
+ * takes looks like fragmentation, and compaction would answer by moving pages of
+ * the balloon, each for two messages, while the next ones are on their way.
  *
  * Context: balloon_lock is held.
  * Return: true if so; false also when the device cannot be told.
  */
-bool balloon_bitmap_migratable(const struct balloon_bitmap *bb)
+bool balloon_bitmap_migratable(const struct balloon_bitmap *bb, bool must)
 {
 	return balloon_bitmap_usable(bb) &&
-	       time_after_eq64(get_jiffies_64(), bb->moved + BALLOON_BITMAP_SETTLE);
+	       (must || time_after_eq64(get_jiffies_64(), bb->moved + BALLOON_BITMAP_SETTLE));
 }
 
 static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,

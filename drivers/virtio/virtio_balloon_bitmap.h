@@ -96,7 +96,7 @@ void balloon_bitmap_detach(struct balloon_bitmap *bb);
 bool balloon_bitmap_inflate(struct balloon_bitmap *bb, struct list_head *pages);
 size_t balloon_bitmap_deflate(struct balloon_bitmap *bb, size_t nr_pages, gfp_t gfp);
 bool balloon_bitmap_usable(const struct balloon_bitmap *bb);
-bool balloon_bitmap_migratable(const struct balloon_bitmap *bb);
+bool balloon_bitmap_migratable(const struct balloon_bitmap *bb, bool must);
 void balloon_bitmap_migrate(struct balloon_bitmap *bb, struct page *newpage,
 			    struct page *page);
 unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id);

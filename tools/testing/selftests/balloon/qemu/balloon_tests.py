@@ -447,6 +447,59 @@ def compaction_waits(run: Run) -> None:
         loop.kill()
 
 
+@test
+def offline_while_moving(run: Run) -> None:
+    """memory goes off line, with what is in it of a balloon that moves all the time"""
+    needs("guest", "MEMORY_HOTREMOVE")
+    with run.guest(memory=2 * GIB, append="movablecore=256M") as guest:
+        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
+        before = guest.vmstat()["balloon_migrate"]
+        loop = guest.start("""sh -c '
+            cd /sys/devices/system/memory
+            for m in $(grep -l Movable */valid_zones); do
+                m=${m%/*}; echo offline > $m/state && echo online_movable > $m/state && echo $m
+            done 2> /dev/null; true'""")
+        deadline = guest.deadline(60)
+        # It never rests for as long as compaction has to leave it alone.
+        for size in (48, 80) * 10000:
+            guest.set_target(guest.memory - size * MIB)
+            time.sleep(0.05)
+            if not loop.running():
+                break
+            require(time.monotonic() < deadline, "it does not go off line")
+        blocks = loop.finish().splitlines()
+        moved = guest.vmstat()["balloon_migrate"] - before
+        require(blocks and moved > 1000, f"{blocks}, {moved} pages moved")
+        guest.balloon(guest.memory)
+        stamp.finish()
+
+
+@test
+def contiguous(run: Run) -> None:
+    """who needs all of a piece of memory gets it while a balloon moves that is in it"""
+    needs("guest", "CMA_DEBUGFS")
+    area, size = 256 * MIB, 512 * MIB
+    # More than half of what is free is in that area, and so movable pages come from it.
+    with run.guest(memory=size, append=f"cma={area // MIB}M") as guest:
+        guest.balloon(size - 32 * MIB)
+        left = guest.meminfo()["CmaFree"]
+        require(left < area - 16 * MIB, f"{left // MIB} MiB of the area are free")
+        before = guest.vmstat()["balloon_migrate"]
+        pages = area // guest.arch.page
+        allocations = guest.start(f"""sh -c '
+            cd /sys/kernel/debug/cma/reserved
+            for i in 1 2 3; do echo {pages} > alloc && echo {pages} > free || exit 1; done'""")
+        for more in (8, 0) * 10000:
+            guest.set_target(size - (32 + more) * MIB)
+            time.sleep(0.02)
+            if not allocations.running():
+                break
+        allocations.finish()
+        moved = guest.vmstat()["balloon_migrate"] - before
+        require(moved > 1000, f"{moved} pages of the balloon moved")
+        guest.balloon(size)
+
+
 @variants("failslab", "fail_page_alloc")
 def no_memory(run: Run, kind: str) -> None:
     """{}: the balloon's own allocations fail, the balloon goes on"""
