@@ -33,6 +33,7 @@ import lab
 import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
+import module_tests  # noqa: F401 pylint: disable=unused-import
 import package_tests  # noqa: F401 pylint: disable=unused-import
 import reclaim_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests

@@ -313,7 +313,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
               hotplug: bool = False, incoming: bool = False,
               objects: Sequence[str] = (), devices: Sequence[str] = (),
-              drives: Sequence[str] = (), cpus: int = 2, sleeps: bool = False) -> List[str]:
+              drives: Sequence[str] = (), cpus: int = 2, sleeps: bool = False,
+              dimms: bool = False) -> List[str]:
     """QEMU's arguments for a guest, without console and agent.
 
     One that sleeps, and is to wake up from suspend to RAM, cannot be booted by PVH.
@@ -369,6 +370,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         args += ["-drive", one]
     for one in devices:
         args += ["-device", one]
+    if dimms:
+        args += ["-m", f"slots=1,maxmem={2 * memory // MIB}M"]
     if incoming:
         args += ["-incoming", "defer"]
     return args + shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))
