@@ -303,7 +303,10 @@ def initramfs(kernel: str) -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     path = BUILD / f"{kernel}.cpio"
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_bytes(_cpio(entries))
+    archive = _cpio(entries)
+    # A microvm gets it at the end of its memory, up to a page that is not full: in the last
+    # page are the firmware's ACPI tables.
+    part.write_bytes(archive + bytes(-len(archive) % PAGE))
     part.rename(path)
     return path
 
