@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import lab
 from harness import (BITMAP_BIT, FAST, PACKED_BIT, VERSION_1_BIT, Failure, Run, called, configured,
@@ -447,6 +447,16 @@ def compaction_waits(run: Run) -> None:
         loop.kill()
 
 
+def sway(guest: Guest, job: lab.Job, sizes: Tuple[int, int], pause: float) -> str:
+    """Have the balloon move between two sizes until a command has ended; its output."""
+    deadline, turns = guest.deadline(60), itertools.cycle(sizes)
+    while job.running():
+        require(time.monotonic() < deadline, "it does not end")
+        guest.set_target(next(turns))
+        time.sleep(pause)
+    return job.finish()
+
+
 @test
 def offline_while_moving(run: Run) -> None:
     """memory goes off line, with what is in it of a balloon that moves all the time"""
@@ -459,15 +469,9 @@ def offline_while_moving(run: Run) -> None:
             for m in $(grep -l Movable */valid_zones); do
                 m=${m%/*}; echo offline > $m/state && echo online_movable > $m/state && echo $m
             done 2> /dev/null; true'""")
-        deadline = guest.deadline(60)
         # It never rests for as long as compaction has to leave it alone.
-        for size in (48, 80) * 10000:
-            guest.set_target(guest.memory - size * MIB)
-            time.sleep(0.05)
-            if not loop.running():
-                break
-            require(time.monotonic() < deadline, "it does not go off line")
-        blocks = loop.finish().splitlines()
+        sizes = guest.memory - 48 * MIB, guest.memory - 80 * MIB
+        blocks = sway(guest, loop, sizes, 0.05).splitlines()
         moved = guest.vmstat()["balloon_migrate"] - before
         require(blocks and moved > 1000, f"{blocks}, {moved} pages moved")
         guest.balloon(guest.memory)
@@ -489,12 +493,7 @@ def contiguous(run: Run) -> None:
         allocations = guest.start(f"""sh -c '
             cd /sys/kernel/debug/cma/reserved
             for i in 1 2 3; do echo {pages} > alloc && echo {pages} > free || exit 1; done'""")
-        for more in (8, 0) * 10000:
-            guest.set_target(size - (32 + more) * MIB)
-            time.sleep(0.02)
-            if not allocations.running():
-                break
-        allocations.finish()
+        sway(guest, allocations, (size - 40 * MIB, size - 32 * MIB), 0.02)
         moved = guest.vmstat()["balloon_migrate"] - before
         require(moved > 1000, f"{moved} pages of the balloon moved")
         guest.balloon(size)

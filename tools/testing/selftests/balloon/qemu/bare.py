@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
-from lab import BUILD, HERE, MIB, PAGE, SLOW_STRINGS, X86, Guest, LabError, artifact, locked
+from lab import (BUILD, HERE, MIB, PAGE, SLOW_STRINGS, X86, Guest, LabError, artifact,
+                 balloon_arguments, locked)
 
 MACHINE = "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off"
 # MSRs that some KVMs do not have come with arch-capabilities.
@@ -63,11 +64,7 @@ class Bare(Guest):
             args += ["-global", f"migration.x-clear-bitmap-shift={shift}"]
         if late:
             args += ["-device", "x-late-dirty-log,id=late"]
-        if device.get("free-page-hint") == "on":
-            args += ["-object", "iothread,id=hint0"]
-            device["iothread"] = "hint0"
-        args += ["-device", ",".join(["virtio-balloon-device,id=balloon0",
-                                      *(f"{key}={value}" for key, value in device.items())])]
+        args += balloon_arguments("device", device)
         if incoming:
             args += ["-incoming", "defer"]
         variables = []

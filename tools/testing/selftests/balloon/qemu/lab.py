@@ -311,6 +311,16 @@ def initramfs(kernel: str) -> Path:
     return path
 
 
+def balloon_arguments(bus: str, balloon: Mapping[str, Any]) -> List[str]:
+    """QEMU's arguments for a balloon, and for the thread that it needs for hints."""
+    props, args = {"id": "balloon0", **balloon}, []
+    if balloon.get("free-page-hint") == "on":
+        args = ["-object", "iothread,id=hint0"]
+        props["iothread"] = "hint0"
+    return args + ["-device", ",".join([f"virtio-balloon-{bus}",
+                                        *(f"{key}={value}" for key, value in props.items())])]
+
+
 def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = "",
               prealloc: bool = False, reserve: bool = True, machine: str = "",
               append: str = "", balloon: Optional[Mapping[str, Any]] = None,
@@ -335,7 +345,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         image = artifact(kernel) / "kernel"
     args = ["-nodefaults", "-no-user-config", "-no-reboot",
             "-accel", "tcg,thread=multi" if accel == "tcg" else accel,
-            "-cpu", cpu, "-smp", str(cpus), "-m", f"{memory // MIB}M",
+            "-cpu", cpu, "-smp", str(cpus),
+            "-m", f"{memory // MIB}M" + (f",slots=1,maxmem={2 * memory // MIB}M" if dimms else ""),
             "-kernel", str(image),
             "-initrd", str(initramfs(kernel)),
             "-append", f"console={arch(kernel).console} loglevel=5 oops=panic panic=-1 {append}"]
@@ -357,24 +368,17 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         args += ["-object", ",".join(ram)]
         machine += ",memory-backend=ram0"
     args += ["-machine", machine]
-    device = [f"virtio-balloon-{bus}", "id=balloon0"]
+    balloon = dict(balloon or {})
     if hotplug:
         args += ["-device", "pcie-root-port,id=slot0,chassis=1"]
-        device += ["bus=slot0"]
-    balloon = dict(balloon or {})
-    if balloon.get("free-page-hint") == "on":
-        args += ["-object", "iothread,id=hint0"]
-        balloon["iothread"] = "hint0"
-    device += [f"{key}={value}" for key, value in balloon.items()]
-    args += ["-device", ",".join(device)]
+        balloon["bus"] = "slot0"
+    args += balloon_arguments(bus, balloon)
     for one in objects:
         args += ["-object", one]
     for one in drives:
         args += ["-drive", one]
     for one in devices:
         args += ["-device", one]
-    if dimms:
-        args += ["-m", f"slots=1,maxmem={2 * memory // MIB}M"]
     if incoming:
         args += ["-incoming", "defer"]
     return args + shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))
@@ -539,13 +543,17 @@ class Guest:
         """When so much time is over, of which a slow kernel has more."""
         return time.monotonic() + seconds * self._patience
 
+    def _send(self, script: str) -> None:
+        assert self._agent
+        data = script.encode()
+        self._agent.sendall(b"run %d\n" % len(data) + data)
+
     def sh(self, script: str, timeout: float = 30) -> str:
         """Run a shell script in the guest; return its stdout and stderr."""
         assert self._agent
-        data = script.encode()
         deadline = self.deadline(timeout)
         self._agent.settimeout(timeout * self._patience)
-        self._agent.sendall(b"run %d\n" % len(data) + data)
+        self._send(script)
         output = b""
         while True:
             kind, number, payload = self._frame(deadline)
@@ -748,10 +756,8 @@ class Guest:
     def take_over(self, script: str, before: Callable[[], None] = lambda: None,
                   timeout: float = BOOT_SECONDS) -> None:
         """Run a script by which another kernel takes over; what to do before that has drivers."""
-        assert self._agent
-        data = script.encode()
         self._buffer = b""
-        self._agent.sendall(b"run %d\n" % len(data) + data)
+        self._send(script)
         self._boot(timeout, before)
 
     def migrate_to(self, target: Guest, capabilities: Sequence[str] = (),
