@@ -83,12 +83,14 @@ class Series:
                 if not p.startswith(("tools/testing", "Documentation"))]
 
     def key(self) -> str:
-        """A hash of all that is built: our files and the diffs, not their messages."""
+        """A hash of all that is built: our files and the diffs, not messages and documents."""
         key = hashlib.sha256()
         for path in self.inputs():
             key.update(path.encode() + b"\0" + (TOP / path).read_bytes())
         for mail in self.mails():
-            key.update(mail.read_bytes().partition(b"\ndiff --git")[2])
+            for diff in mail.read_bytes().split(b"\ndiff --git ")[1:]:
+                if not diff.startswith((b"a/Documentation/", b"a/docs/", b"a/MAINTAINERS")):
+                    key.update(diff)
         return key.hexdigest()[:16]
 
     def commits(self) -> list[str]:

@@ -630,6 +630,15 @@ def init_on_alloc(run: Run, kernel: str) -> None:
         exercise(guest, 512 * MIB, run.bitmap)
 
 
+# Memory of a guest that is searched for leaks, which reads the descriptor of each page
+SCANNED = 512 * MIB
+
+
+def scan_when_told(guest: Guest) -> None:
+    """Have a guest not search for leaks by itself, after a minute."""
+    guest.sh("cd /sys/kernel/debug; [ ! -e kmemleak ] || echo scan=off > kmemleak")
+
+
 def no_leaks(guest: Guest, kernel: str) -> None:
     """Nothing of the driver that is gone is left, if the kernel can say."""
     if configured(called(kernel), "DEBUG_KMEMLEAK"):
@@ -651,8 +660,9 @@ def run_kunit(run: Run, kernel: str, faults: bool) -> None:
     if not suites:
         raise Skip("the guest has no KUnit modules")
     # A suite lets probe run out of memory.
-    with run.guest(kernel=kernel, append="kmemleak=on",
+    with run.guest(kernel=kernel, memory=SCANNED, append="kmemleak=on",
                    expected="failed with error -12$") as guest:
+        scan_when_told(guest)
         guest.sh("cd /lib/modules; [ ! -e kunit.ko ] || insmod kunit.ko")
         # What a suite makes fail by itself, any allocation, fails without a word.
         guest.sh("""
@@ -732,16 +742,17 @@ def debug(run: Run) -> None:
     """everything once under lockdep, KASAN, page_owner and, if there, kmemleak"""
     # With both a page takes 25 times as long, so the other tests do without, and this one
     # moves no more than a few holds of the balloon's lock.
-    low = GIB - 192 * MIB
-    with run.guest(kernel="guest-debug", append="kmemleak=on page_owner=on debug_pagealloc=on",
-                   balloon={"misc-vq": "on"}) as guest:
+    low = SCANNED - 192 * MIB
+    with run.guest(kernel="guest-debug", memory=SCANNED, balloon={"misc-vq": "on"},
+                   append="kmemleak=on page_owner=on debug_pagealloc=on") as guest:
+        scan_when_told(guest)
         exercise(guest, low, run.bitmap, rounds=2, stamped=64 * MIB)
         guest.set_target(low)
         guest.sh("rmmod virtio_balloon; insmod /lib/modules/virtio_balloon.ko")
         guest.balloon(low)
         guest.sh("echo 1 > /proc/sys/vm/compact_memory", 60)
         equal("answers", guest.ask()["answers"], 1)
-        guest.balloon(GIB)
+        guest.balloon(SCANNED)
         guest.ask(wait=False)
         guest.sh("rmmod virtio_balloon")
         no_leaks(guest, "guest-debug")

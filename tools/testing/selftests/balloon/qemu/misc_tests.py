@@ -153,11 +153,12 @@ def misc_declined(run: Run) -> None:
     with run.guest(balloon={**MISC, **arch(run.kernel).legacy}) as guest:
         refused(guest)
     needs("guest-debug", "PAGE_POISONING")
-    with run.guest(kernel="guest-debug", balloon={**MISC, "page-poison": "on"},
-                   append="page_poison=1") as guest:
+    # Each page that is freed is written.
+    with run.guest(kernel="guest-debug", memory=512 * MIB, append="page_poison=1",
+                   balloon={**MISC, "page-poison": "on"}) as guest:
         refused(guest)
         equal("PAGE_POISON negotiated", features(guest)[PAGE_POISON_BIT], "1")
-        exercise(guest, GIB - 128 * MIB, run.bitmap)
+        exercise(guest, 384 * MIB, run.bitmap)
 
 
 @test
