@@ -190,6 +190,9 @@ static void balloon_inflate_get_stats(Object *obj, Visitor *v,
         { "inflated-pages", b->inflated_pages },
         { "deflated-pages", b->deflated_pages },
         { "partial-bytes", b->partial_bytes },
+        /* What the balloon holds, as the driver says, and is to hold. */
+        { "actual-pages", s->actual },
+        { "target-pages", s->num_pages },
     };
 
     balloon_visit_counters(v, name, all, ARRAY_SIZE(all), errp);

@@ -35,6 +35,7 @@ import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import
 import module_tests  # noqa: F401 pylint: disable=unused-import
+import operator_tests  # noqa: F401 pylint: disable=unused-import
 import package_tests  # noqa: F401 pylint: disable=unused-import
 import reclaim_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests

@@ -165,7 +165,8 @@ PAIRS = {
 }
 
 # Counters that do not count, but say what is the case.
-ABSOLUTE = ("longest-hold-ns", "answer-ns", "longest-answer-ns", "last-id")
+ABSOLUTE = ("longest-hold-ns", "answer-ns", "longest-answer-ns", "last-id", "actual-pages",
+            "target-pages")
 
 
 def rose(before: Mapping[str, int], after: Mapping[str, int]) -> Dict[str, int]:
@@ -327,8 +328,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
               hotplug: bool = False, incoming: bool = False,
               objects: Sequence[str] = (), devices: Sequence[str] = (),
               drives: Sequence[str] = (), cpus: int = 2, sleeps: bool = False,
-              dimms: bool = False) -> List[str]:
-    """QEMU's arguments for a guest, without console and agent.
+              dimms: bool = False, more: Sequence[str] = ()) -> List[str]:
+    """QEMU's arguments for a guest, without console and agent; more are as they are.
 
     One that sleeps, and is to wake up from suspend to RAM, cannot be booted by PVH.
     """
@@ -381,7 +382,7 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         args += ["-device", one]
     if incoming:
         args += ["-incoming", "defer"]
-    return args + shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))
+    return [*args, *more, *shlex.split(os.environ.get("BALLOON_LAB_ARGS", ""))]
 
 
 def virtio_bus(kernel: str, machine: str) -> str:
