@@ -98,7 +98,7 @@ def kexec(run: Run, way: str) -> None:
         guest.take_over(f"set -- boot '{line}'; {load}", lambda: guest.set_target(GIB))
         guest.until(lambda: guest.actual() == GIB, 10)
         equal("actual", guest.actual(), GIB)
-        guest.sh("balloon_mem stamp 700M 5", 120)
+        guest.sh("balloon_mem stamp 700M 1", 120)
 
         guest.balloon(512 * MIB)
         guest.take_over(f"set -- boot '{line}'; {load}")
@@ -106,4 +106,4 @@ def kexec(run: Run, way: str) -> None:
         guest.until(lambda: guest.meminfo()["MemTotal"] < 600 * MIB, 30)
         require(guest.meminfo()["MemTotal"] < 600 * MIB, "the next kernel's balloon is empty")
         guest.balloon(GIB)
-        guest.sh("balloon_mem stamp 700M 5", 120)
+        guest.sh("balloon_mem stamp 700M 1", 120)

@@ -21,7 +21,7 @@ OURS = {22, 23}
 QUEUES = ("free-page-hint", "free-page-reporting")
 # How far the balloon moves. Debian's kernel clears each page that it takes: with more it
 # would do nothing else.
-MOVED = 24 * MIB
+MOVED = 8 * MIB
 # A guest that clears what it frees can tell the device what free pages hold.
 CLEARS = "init_on_free=1"
 
