@@ -41,8 +41,10 @@
 #include "migration.h"
 #include "migration/misc.h"
 #include "migration/unused-pages.h"
+#include "multifd.h"
 #include "options.h"
 #include "ram.h"
+#include "sparse-ram.h"
 #include "trace.h"
 
 /* RAM that one request asks for */
@@ -99,6 +101,7 @@ static struct {
     unsigned int nr_ranges;
     uint32_t version;           /* of ram_list, for which the ranges are good */
     unsigned int begin, end;    /* ranges of the window */
+    unsigned int told;          /* up to here the destination knows of them */
     unsigned int arm;           /* range to be armed next... */
     unsigned long arm_page;     /* ...and the page in it */
     unsigned int low;           /* where there are still dirty pages... */
@@ -468,6 +471,27 @@ static void unused_pages_fold(uint64_t *dirty_pages)
 }
 
 /*
+ * Tells the destination of what little is left to be sent where all answers
+ * have ended, ahead of the pages.  With bitmap_mutex and in an RCU section.
+ */
+static void unused_pages_tell(QEMUFile *f)
+{
+    if (unused_pages.told == unused_pages.end || !migrate_sparse_ram() ||
+        migrate_rdma() || !unused_pages_ranges_good()) {
+        return;
+    }
+    for (; unused_pages.told < unused_pages.end; unused_pages.told++) {
+        UnusedRange *u = &unused_pages.ranges[unused_pages.told];
+
+        sparse_ram_save(f, u->rb, u->first, u->last);
+    }
+    /* Pages take other ways, which must not be shorter. */
+    if (multifd_ram_sync_per_round() && multifd_ram_flush_and_sync(f) < 0) {
+        qemu_file_set_error(f, -EIO);
+    }
+}
+
+/*
  * Whether the sender is about to come to the end of the windows that were
  * asked for.  Bits that are clear there stay so, so look from the first range
  * on that had some.  (A sender that takes RAM blocks in another order only
@@ -550,7 +574,7 @@ static UnusedPagesReady unused_pages_try_begin(void)
     }
     qatomic_set(&unused_pages.asked, true);
     unused_pages.exhausted = false;
-    unused_pages.begin = unused_pages.end = 0;
+    unused_pages.begin = unused_pages.end = unused_pages.told = 0;
     unused_pages.low = unused_pages.low_page = 0;
     qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
     return UNUSED_PAGES_READY;
@@ -627,13 +651,14 @@ bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
     return true;
 }
 
-void unused_pages_iterate(uint64_t *dirty_pages)
+void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages)
 {
     switch (qatomic_read(&unused_pages.state)) {
     case UNUSED_PAGES_OFF:
         break;
     case UNUSED_PAGES_IDLE:
         unused_pages_fold(dirty_pages);
+        unused_pages_tell(f);
         if (unused_pages_has_window() && unused_pages_running_low()) {
             unused_pages_next_window();
         }

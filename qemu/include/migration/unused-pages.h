@@ -72,7 +72,7 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how);
  */
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
 /* Applies what has come.  Called with bitmap_mutex, in an RCU section. */
-void unused_pages_iterate(uint64_t *dirty_pages);
+void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages);
 /* Whether pages were asked for since the last synchronisation */
 bool unused_pages_asked(void);
 

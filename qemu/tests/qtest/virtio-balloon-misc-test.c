@@ -1022,18 +1022,30 @@ typedef struct Destination {
     QTestState *qts;
 } Destination;
 
-static void start_destination_with(Destination *d, const char *args,
-                                   const char *capability)
+static void launch_destination(Destination *d, const char *args)
 {
     d->dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
     d->uri = g_strdup_printf("unix:%s/migrate", d->dir);
-    d->qts = qtest_initf("%s -nodefaults -m %dM -incoming defer", args,
-                         RAM_MIB);
+    /* Of two sizes the last counts. */
+    d->qts = qtest_initf("-nodefaults -m %dM %s -incoming defer", RAM_MIB,
+                         args);
+}
+
+static void listen_at_destination(Destination *d, bool exit_on_error)
+{
+    qtest_qmp_assert_success(d->qts, "{'execute': 'migrate-incoming',"
+                             " 'arguments': {'uri': %s,"
+                             " 'exit-on-error': %i}}", d->uri, exit_on_error);
+}
+
+static void start_destination_with(Destination *d, const char *args,
+                                   const char *capability)
+{
+    launch_destination(d, args);
     if (capability) {
         g_assert_true(set_capability(d->qts, capability));
     }
-    qtest_qmp_assert_success(d->qts, "{'execute': 'migrate-incoming',"
-                             " 'arguments': {'uri': %s}}", d->uri);
+    listen_at_destination(d, true);
 }
 
 static void start_destination(Destination *d, const char *args)
@@ -1723,6 +1735,272 @@ static void test_migrate_state(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+/* What /proc/PID/smaps says of the mappings that RAM consists of, in KiB */
+typedef struct Mappings {
+    int nr;
+    int small;                  /* kept from huge pages */
+    int64_t backed, huge;
+} Mappings;
+
+static Mappings get_mappings(QTestState *qts, const char *name)
+{
+    g_autofree char *blocks = qtest_hmp(qts, "info ramblock");
+    g_autofree char *file = g_strdup_printf("/proc/%d/smaps",
+                                            (int)qtest_pid(qts));
+    g_autofree char *smaps = NULL;
+    g_auto(GStrv) lines = NULL;
+    uint64_t host = 0, size = 0, begin, end;
+    Mappings ret = { };
+    bool ours = false;
+    int64_t kib;
+    char *block;
+    int i;
+
+    block = strstr(blocks, name);
+    g_assert_nonnull(block);
+    /* The size of a page is two words; offset, used, total, address. */
+    g_assert_cmpint(sscanf(block, "%*s %*s %*s %*s 0x%" PRIx64 " %*s 0x%"
+                           PRIx64, &size, &host), ==, 2);
+    g_assert_true(g_file_get_contents(file, &smaps, NULL, NULL));
+    lines = g_strsplit(smaps, "\n", -1);
+    for (i = 0; lines[i]; i++) {
+        if (sscanf(lines[i], "%" PRIx64 "-%" PRIx64 " ", &begin, &end) == 2) {
+            ours = begin < host + size && end > host;
+            ret.nr += ours;
+        } else if (!ours) {
+            continue;
+        } else if (sscanf(lines[i], "Rss: %" PRId64, &kib) == 1) {
+            ret.backed += kib;
+        } else if (sscanf(lines[i], "AnonHugePages: %" PRId64, &kib) == 1) {
+            ret.huge += kib;
+        } else if (g_str_has_prefix(lines[i], "VmFlags:")) {
+            ret.small += strstr(lines[i], " nh") != NULL;
+        }
+    }
+    g_test_message("%d mappings, %d of them small; %" PRId64 " KiB, %" PRId64
+                   " in huge pages", ret.nr, ret.small, ret.backed, ret.huge);
+    return ret;
+}
+
+static bool has_huge_pages(void)
+{
+    g_autofree char *how = NULL;
+
+    return g_file_get_contents("/sys/kernel/mm/transparent_hugepage/enabled",
+                               &how, NULL, NULL) && !strstr(how, "[never]");
+}
+
+/*
+ * Has a migration begin of 128 MiB that are in use, but for all pages except
+ * one in 64 in four pieces of 16 MiB, and waits until the destination knows.
+ */
+static void begin_sparse(Misc *m, Destination *d)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    int i;
+
+    qtest_memset(m->qts, AREA, 0xa5, 128 * MiB);
+    set_bandwidth(m->qts, 4 * MiB, 1);
+    offer(m);
+    migrate(m->qts, d->uri);
+    wait_request(m);
+    for (i = 0; i < 4; i++) {
+        add_answer(m, msg, i < 3 ? CONT : DONE, AREA_PFN + i * 0x2000,
+                   ~1ull, 0x1000 / 8);
+    }
+    transmit(m, msg);
+    while (get_mappings(d->qts, "pc.ram").small < 4) {
+        pause_until(deadline, 1000);
+    }
+}
+
+/* The destination gives no huge page for what is sent of little. */
+static void test_migrate_sparse(void *obj, void *data, QGuestAllocator *alloc)
+{
+    bool multifd = data != NULL;
+    Mappings before, during, after;
+    Destination d;
+    uint64_t addr;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    if (!has_huge_pages()) {
+        g_test_skip("the host has no transparent huge pages");
+        end_source(&m);
+        return;
+    }
+    launch_destination(&d, qos_get_current_command_line());
+    for (i = 0; i < 2; i++) {
+        QTestState *qts = i ? d.qts : m.qts;
+
+        g_assert_true(set_capability(qts, "sparse-ram"));
+        g_assert_false(set_capability(qts, "mapped-ram"));
+        if (multifd) {
+            g_assert_true(set_capability(qts, "multifd"));
+        }
+    }
+    before = get_mappings(d.qts, "pc.ram");
+    listen_at_destination(&d, true);
+    begin_sparse(&m, &d);
+    during = get_mappings(d.qts, "pc.ram");
+    g_assert_cmpint(during.small, ==, 4);
+    /* A piece has a neighbour on each side. */
+    g_assert_cmpint(during.nr, <=, before.nr + 8);
+    set_bandwidth(m.qts, 1 * GiB, 1000);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    after = get_mappings(d.qts, "pc.ram");
+
+    g_assert_cmpint(after.small, ==, 0);
+    g_assert_cmpint(after.nr, ==, before.nr);
+    /* 64 MiB, 1 in pages, and what firmware and the allocator use */
+    g_assert_cmpint(after.backed - before.backed, >=, 65 * 1024);
+    g_assert_cmpint(after.backed - before.backed, <=, 80 * 1024);
+    /* Dense regions have theirs. */
+    g_assert_cmpint(after.huge, >=, 60 * 1024);
+    for (addr = AREA; addr < AREA + 128 * MiB; addr += 32 * MiB) {
+        for (i = 0; i < 4096; i += 64) {
+            check_pages(d.qts, addr + i * 4096, 4096, 0xa5);
+            check_pages(d.qts, addr + (i + 1) * 4096, 63 * 4096, 0);
+        }
+        check_pages(d.qts, addr + 16 * MiB, 16 * MiB, 0xa5);
+    }
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* Reports all of @gib but for a page in the first of every @each regions */
+static void add_regions(Misc *m, GByteArray *msg, uint16_t flag, uint64_t gib,
+                        int each)
+{
+    const int region = 2 * MiB / 4096 / 8;
+    int i;
+
+    add_answer(m, msg, flag, gib << 18, UINT64_MAX, 32768);
+    for (i = 0; i < 32768; i += each * region) {
+        msg->data[sizeof(struct virtio_balloon_bmap_hdr) + i] = 0xfe;
+    }
+}
+
+#define MUCH_RAM    " -m 40G -machine memory-backend=m0" \
+                    " -object memory-backend-ram,id=m0,size=40G,reserve=off"
+
+/* RAM is not split into more ranges than a process may have mappings. */
+static void test_migrate_sparse_much(void *obj, void *data,
+                                     QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    g_autofree char *args = g_strdup_printf("%s" MUCH_RAM,
+                                            qos_get_current_command_line());
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    Mappings before, after;
+    uint64_t gib;
+    Destination d;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    if (!has_huge_pages()) {
+        g_test_skip("the host has no transparent huge pages");
+        end_source(&m);
+        return;
+    }
+    g_assert_true(set_capability(m.qts, "sparse-ram"));
+    launch_destination(&d, args);
+    g_assert_true(set_capability(d.qts, "sparse-ram"));
+    before = get_mappings(d.qts, "m0");
+    listen_at_destination(&d, true);
+    /* Of 32 GiB every second region is sparse, of 8 every fourth. */
+    set_bandwidth(m.qts, 4 * KiB, 1);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    for (i = 0; i < 2; i++) {
+        wait_request(&m);
+        for (gib = m.start / GiB; gib < m.end / GiB; gib++) {
+            add_regions(&m, msg, CONT, gib, i ? 4 : 2);
+            transmit(&m, msg);
+        }
+        finish(&m, DONE);
+        offer(&m);
+    }
+    do {
+        pause_until(deadline, 1000);
+        after = get_mappings(d.qts, "m0");
+    } while (after.small < 1000);
+    g_assert_cmpint(after.small, <=, 8 * GiB / (8 * MiB) + 16);
+    set_bandwidth(m.qts, 1 * GiB, 1000);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    after = get_mappings(d.qts, "m0");
+    g_assert_cmpint(after.small, ==, 0);
+    g_assert_cmpint(after.nr, ==, before.nr);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* A destination whose migration fails has its memory as it was. */
+static void test_migrate_sparse_fails(void *obj, void *data,
+                                      QGuestAllocator *alloc)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    Mappings before, after;
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    if (!has_huge_pages()) {
+        g_test_skip("the host has no transparent huge pages");
+        end_source(&m);
+        return;
+    }
+    g_assert_true(set_capability(m.qts, "sparse-ram"));
+    launch_destination(&d, qos_get_current_command_line());
+    g_assert_true(set_capability(d.qts, "sparse-ram"));
+    before = get_mappings(d.qts, "pc.ram");
+    listen_at_destination(&d, false);
+    begin_sparse(&m, &d);
+    cancel(m.qts);
+    while (!has_status(d.qts, "failed")) {
+        pause_until(deadline, 1000);
+    }
+    do {
+        pause_until(deadline, 1000);
+        after = get_mappings(d.qts, "pc.ram");
+    } while (after.small);
+    g_assert_cmpint(after.nr, ==, before.nr);
+    end_destination(&d);
+    end_source(&m);
+}
+
+/* Both ends must have the capability, or neither. */
+static void test_migrate_sparse_one(void *obj, void *data,
+                                    QGuestAllocator *alloc)
+{
+    bool source = data != NULL;
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    Destination d;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    launch_destination(&d, qos_get_current_command_line());
+    g_assert_true(set_capability(source ? m.qts : d.qts, "sparse-ram"));
+    listen_at_destination(&d, true);
+    qtest_set_expected_status(d.qts, EXIT_FAILURE);
+    set_bandwidth(m.qts, 4 * MiB, 1);
+    qtest_memset(m.qts, AREA, 0xa5, 16 * MiB);
+    migrate(m.qts, d.uri);
+    while (qtest_probe_child(d.qts)) {
+        pause_until(deadline, 1000);
+    }
+    while (!has_status(m.qts, "failed")) {
+        pause_until(deadline, 1000);
+    }
+    end_destination(&d);
+    end_source(&m);
+}
+
 /* From a source without the property to a destination with it */
 static void test_migrate_with(void *obj, void *data, QGuestAllocator *alloc)
 {
@@ -1841,8 +2119,7 @@ static void *add_memfd(GString *cmd_line, void *arg)
 
 static void *add_much_ram(GString *cmd_line, void *arg)
 {
-    g_string_append(cmd_line, " -nodefaults -m 40G -machine memory-backend=m0"
-                    " -object memory-backend-ram,id=m0,size=40G,reserve=off");
+    g_string_append(cmd_line, " -nodefaults" MUCH_RAM);
     return arg;
 }
 
@@ -1909,6 +2186,15 @@ static void register_virtio_balloon_misc_test(void)
           add_shared },
         { "migrate-windows", test_migrate_windows, NULL, NULL, add_much_ram },
         { "migrate-state", test_migrate_state },
+        { "migrate-sparse", test_migrate_sparse },
+        { "migrate-sparse-multifd", test_migrate_sparse, NULL,
+          (void *)"multifd" },
+        { "migrate-sparse-much", test_migrate_sparse_much, NULL, NULL,
+          add_much_ram },
+        { "migrate-sparse-fails", test_migrate_sparse_fails },
+        { "migrate-sparse-source", test_migrate_sparse_one, NULL,
+          (void *)"source" },
+        { "migrate-sparse-target", test_migrate_sparse_one },
         { "migrate-without", test_migrate_without },
         { "migrate-with", test_migrate_with, "" },
     };

@@ -100,7 +100,8 @@ def migrations(load: Load) -> Dict[str, List[Migration]]:
                     Bare(OUT, "kvm", memory=GIB, incoming=True, **more) as target:
                 if load.ballooned:
                     source.balloon(GIB - load.ballooned)
-                out[mode].append(source.migrate_to(target, parameters=migrate.LINK))
+                out[mode].append(source.migrate_to(target, migrate.CAPABILITIES.get(mode, ()),
+                                                   migrate.LINK))
     return out
 
 
@@ -135,7 +136,8 @@ def figures(table: Callable[..., Dict[str, Any]]) -> Dict[str, Any]:
     for load in LOADS:
         results = migrations(load)
         migrate.table(f"under KVM, {load.title}", results,
-                      ["time, s", "sent, MiB", "pages sent", "zero pages", "pages left out"])
+                      ["time, s", "sent, MiB", "target's RSS, MiB", "pages sent", "zero pages",
+                       "pages left out"])
         out["migration"][load.title] = migrate.medians(results)
     out["arming"] = arming()
     print(f"\narming 1 GiB, all of it backed: {out['arming']:.2f} ms")

@@ -60,7 +60,8 @@ IDLE: Sequence[str] = ("kunit",)
 ALONE: Sequence[str] = ("compaction_waits",)
 # These have memory as a user's host gives it, in huge pages. To clear these takes a third
 # of what a guest that is up for seconds costs, so the others do without.
-HUGE: Sequence[str] = ("content", "soak", "migration", "misc_migration", "crumbs")
+HUGE: Sequence[str] = ("content", "soak", "migration", "misc_migration", "crumbs",
+                       "bare_kvm_little_in_use", "bare_tcg_little_in_use")
 
 
 class Result(NamedTuple):

@@ -225,6 +225,12 @@ def no_kvm(kernel: str = "") -> str:
     return ""
 
 
+def thp() -> str:
+    """Who gets transparent huge pages on this host: always, madvise, never."""
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return re.findall(r"\[(\w+)\]", file.read_text("ascii"))[0] if file.exists() else "never"
+
+
 def accelerator(kernel: str = "guest") -> str:
     """KVM where it can be used, TCG elsewhere."""
     return "tcg" if no_kvm(kernel) else "kvm"

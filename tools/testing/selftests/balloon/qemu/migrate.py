@@ -18,6 +18,8 @@ MODES: Dict[str, Dict[str, str]] = {
     "hint": {"free-page-hint": "on"},
     "misc": {"misc-vq": "on"},
 }
+# What both ends are told to do with it
+CAPABILITIES = {"misc": ("sparse-ram",)}
 
 
 class Load(NamedTuple):
@@ -82,7 +84,7 @@ def chain(loads: Sequence[Load], mode: str, memory: int = SIZE, prealloc: bool =
             load.run(source)
             target = Guest(f"migrate-{mode}-{run}", incoming=True, **more)
             try:
-                out.append(source.migrate_to(target, parameters=LINK, poll=0.05))
+                out.append(source.migrate_to(target, CAPABILITIES.get(mode, ()), LINK, poll=0.05))
             except BaseException:
                 target.close()
                 raise
