@@ -61,6 +61,7 @@
 /* Part of a RAM block, in one window; pages are numbers within the block */
 typedef struct UnusedRange {
     unsigned int window;
+    unsigned int order;         /* of the block among those that are sent */
     RAMBlock *rb;
     hwaddr gpa;
     unsigned long first;
@@ -97,7 +98,7 @@ static struct {
     bool asked;
 
     /* Of the migration thread, until cleanup */
-    UnusedRange *ranges;        /* in guest-physical order */
+    UnusedRange *ranges;        /* in the order in which they are sent */
     unsigned int nr_ranges;
     uint32_t version;           /* of ram_list, for which the ranges are good */
     unsigned int begin, end;    /* ranges of the window */
@@ -286,21 +287,20 @@ void unused_pages_unregister(UnusedPagesProvider *p)
 
 /* The migration thread's side */
 
-typedef struct FindRanges {
-    GArray *ranges;
-    unsigned int window;
-    hwaddr room;                /* left in the window */
-} FindRanges;
-
 /* A flatview_cb: all the RAM that an answer may change something about */
 static bool unused_pages_add_range(Int128 start, Int128 len,
                                    const MemoryRegion *mr, hwaddr offset,
                                    void *opaque)
 {
-    FindRanges *f = opaque;
-    RAMBlock *rb = mr->ram_block;
-    UnusedRange u = { .rb = rb, .gpa = int128_get64(start) };
+    GArray *ranges = opaque;
     hwaddr size = int128_get64(len);
+    RAMBlock *rb = mr->ram_block, *block;
+    UnusedRange u = {
+        .rb = rb,
+        .gpa = int128_get64(start),
+        .first = offset >> TARGET_PAGE_BITS,
+        .last = (offset + size) >> TARGET_PAGE_BITS,
+    };
 
     if (!rb || !rb->bmap || migrate_ram_is_ignored(rb) ||
         !memory_region_is_ram((MemoryRegion *)mr) ||
@@ -310,42 +310,77 @@ static bool unused_pages_add_range(Int128 start, Int128 len,
         !QEMU_IS_ALIGNED(u.gpa | size | offset, TARGET_PAGE_SIZE)) {
         return false;
     }
-    while (size) {
-        hwaddr part = MIN(size, f->room);
+    RAMBLOCK_FOREACH(block) {
+        if (block == rb) {
+            break;
+        }
+        u.order++;
+    }
+    g_array_append_val(ranges, u);
+    return false;
+}
 
-        u.window = f->window;
-        u.first = offset >> TARGET_PAGE_BITS;
-        u.last = (offset + part) >> TARGET_PAGE_BITS;
-        g_array_append_val(f->ranges, u);
-        u.gpa += part;
-        offset += part;
-        size -= part;
-        f->room -= part;
-        if (!f->room) {
-            f->window++;
-            f->room = WINDOW_SIZE;
+static int unused_pages_compare(const void *a, const void *b)
+{
+    const UnusedRange *u = a, *v = b;
+
+    if (u->order != v->order) {
+        return u->order < v->order ? -1 : 1;
+    }
+    return u->first < v->first ? -1 : u->first > v->first;
+}
+
+/*
+ * Cuts ranges into windows.  The guest is asked for all that is between the
+ * ends of one: so that goes up, and not too far.
+ */
+static void unused_pages_cut(const GArray *from, GArray *to)
+{
+    hwaddr room = WINDOW_SIZE, next = 0;
+    unsigned int window = 0;
+    guint i;
+
+    for (i = 0; i < from->len; i++) {
+        UnusedRange u = g_array_index(from, UnusedRange, i);
+        unsigned long last = u.last;
+
+        if (u.gpa < next || u.gpa - next > room) {
+            window++;
+            room = WINDOW_SIZE;
+        }
+        while (u.first < last) {
+            u.window = window;
+            u.last = MIN(last, u.first + (room >> TARGET_PAGE_BITS));
+            g_array_append_val(to, u);
+            next = u.gpa + ((hwaddr)(u.last - u.first) << TARGET_PAGE_BITS);
+            room -= next - u.gpa;
+            if (!room) {
+                window++;
+                room = WINDOW_SIZE;
+            }
+            u.gpa = next;
+            u.first = u.last;
         }
     }
-    return false;
 }
 
 /* Under the BQL.  No listener: others walk the list of those without it */
 static void unused_pages_find_ranges(void)
 {
-    FindRanges f = {
-        .ranges = g_array_new(false, false, sizeof(UnusedRange)),
-        .room = WINDOW_SIZE,
-    };
+    g_autoptr(GArray) found = g_array_new(false, false, sizeof(UnusedRange));
+    GArray *ranges = g_array_new(false, false, sizeof(UnusedRange));
 
     WITH_RCU_READ_LOCK_GUARD() {
         FlatView *fv = address_space_to_flatview(&address_space_memory);
 
-        flatview_for_each_range(fv, unused_pages_add_range, &f);
+        flatview_for_each_range(fv, unused_pages_add_range, found);
     }
+    g_array_sort(found, unused_pages_compare);
+    unused_pages_cut(found, ranges);
     unused_pages.version = ram_list.version;
-    unused_pages.nr_ranges = f.ranges->len;
+    unused_pages.nr_ranges = ranges->len;
     g_free(unused_pages.ranges);
-    unused_pages.ranges = (UnusedRange *)g_array_free(f.ranges, false);
+    unused_pages.ranges = (UnusedRange *)g_array_free(ranges, false);
 }
 
 static bool unused_pages_has_window(void)
@@ -494,8 +529,7 @@ static void unused_pages_tell(QEMUFile *f)
 /*
  * Whether the sender is about to come to the end of the windows that were
  * asked for.  Bits that are clear there stay so, so look from the first range
- * on that had some.  (A sender that takes RAM blocks in another order only
- * makes this a worse guess.)  With bitmap_mutex and in an RCU section.
+ * on that had some.  With bitmap_mutex and in an RCU section.
  */
 static bool unused_pages_running_low(void)
 {

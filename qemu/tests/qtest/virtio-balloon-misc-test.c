@@ -1686,6 +1686,47 @@ static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+/*
+ * Windows are in the order in which RAM is sent: the largest block first, be
+ * it the last that the guest sees.  All of that is unused here, and nothing of
+ * the other, which is sent, and nothing else.
+ */
+static void test_migrate_numa(void *obj, void *data, QGuestAllocator *alloc)
+{
+    static const struct {
+        uint64_t start, end;
+    } windows[] = {
+        { 1 * GiB, 34 * GiB }, { 34 * GiB, 41 * GiB }, { 0, 1 * GiB },
+    };
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    struct virtio_balloon_bmap_hdr hdr;
+    int64_t sent;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    set_bandwidth(m.qts, 64 * KiB, 1);
+    migrate(m.qts, NOWHERE);
+    for (i = 0; i < ARRAY_SIZE(windows); i++) {
+        wait_request(&m);
+        g_assert_cmphex(m.start, ==, windows[i].start);
+        g_assert_cmphex(m.end, ==, windows[i].end);
+        hdr = answer_hdr(&m, CONT, 0, 8);
+        hdr.page_shift = cpu_to_le16(30);
+        add_raw(msg, hdr, UINT64_MAX - 1, 8);
+        transmit(&m, msg);
+        finish(&m, DONE);
+        offer(&m);
+    }
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    wait_status(m.qts, "completed");
+    sent = ram_info(m.qts, "normal") + ram_info(m.qts, "duplicate");
+    g_assert_cmpint(sent, >=, 1 * GiB / 4096);
+    g_assert_cmpint(sent, <=, 1 * GiB / 4096 + 2000);
+    end_source(&m);
+}
+
 /* The id and what is outstanding go with the device. */
 static void test_migrate_state(void *obj, void *data, QGuestAllocator *alloc)
 {
@@ -2123,6 +2164,16 @@ static void *add_much_ram(GString *cmd_line, void *arg)
     return arg;
 }
 
+static void *add_numa(GString *cmd_line, void *arg)
+{
+    g_string_append(cmd_line, " -nodefaults -m 40G -smp 2"
+                    " -object memory-backend-ram,id=m0,size=1G,reserve=off"
+                    " -object memory-backend-ram,id=m1,size=39G,reserve=off"
+                    " -numa node,memdev=m0,cpus=0"
+                    " -numa node,memdev=m1,cpus=1");
+    return arg;
+}
+
 static void *add_trace(GString *cmd_line, void *arg)
 {
     g_autofree char *file = NULL;
@@ -2185,6 +2236,7 @@ static void register_virtio_balloon_misc_test(void)
         { "migrate-ignore-shared", test_migrate_ignore_shared, NULL, NULL,
           add_shared },
         { "migrate-windows", test_migrate_windows, NULL, NULL, add_much_ram },
+        { "migrate-numa", test_migrate_numa, NULL, NULL, add_numa },
         { "migrate-state", test_migrate_state },
         { "migrate-sparse", test_migrate_sparse },
         { "migrate-sparse-multifd", test_migrate_sparse, NULL,
