@@ -180,6 +180,12 @@ MUTANTS = [
     Mutant("migration: an answer still counts after the next synchronisation", UNUSED,
            "    if (!unused_pages.asked) {", "    if (1) {",
            "bare late_answer", "wrong pages: [0-9]+, not 0"),
+    Mutant("migration: the destination has huge pages everywhere", "qemu/migration/sparse-ram.c",
+           "QEMU_MADV_NOHUGEPAGE", "QEMU_MADV_HUGEPAGE",
+           "bare little_in_use", r"'sparse-ram',\): [0-9]{9}"),
+    Mutant("migration: windows go by guest address", UNUSED,
+           "    g_array_sort(found, unused_pages_compare);", "    (void)unused_pages_compare;",
+           "qtest migrate-numa", "migrate_numa: assertion failed"),
 ]
 
 
