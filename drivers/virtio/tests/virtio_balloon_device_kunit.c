@@ -14,7 +14,6 @@
 #include <linux/highmem.h>
 #include <linux/io.h>
 #include <linux/jiffies.h>
-#include <linux/kmsg_dump.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -33,6 +32,8 @@
 #include <linux/vmstat.h>
 #include <linux/workqueue.h>
 #include <linux/xarray.h>
+
+#include "virtio_balloon_kunit.h"
 
 static unsigned int seed = 1;
 module_param(seed, uint, 0444);
@@ -762,20 +763,6 @@ static struct account take_account(void)
 	}
 	kfree(events);
 	return a;
-}
-
-/* Lines of the log since the last call that contain a text. */
-static unsigned int log_lines(struct kmsg_dump_iter *iter, const char *text)
-{
-	static char line[512];
-	unsigned int nr = 0;
-	size_t len;
-
-	while (kmsg_dump_get_line(iter, false, line, sizeof(line) - 1, &len)) {
-		line[len] = '\0';
-		nr += !!strstr(line, text);
-	}
-	return nr;
 }
 
 /* The device goes, soon, and gives back all that it took. */

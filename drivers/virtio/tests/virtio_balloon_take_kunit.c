@@ -6,7 +6,6 @@
 #include <linux/balloon_compaction.h>
 #include <linux/gfp.h>
 #include <linux/jiffies.h>
-#include <linux/kmsg_dump.h>
 #include <linux/list.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
@@ -17,6 +16,7 @@
 #include <linux/virtio.h>
 
 #include "../virtio_balloon_take.h"
+#include "virtio_balloon_kunit.h"
 
 #define ORDERS	BALLOON_TAKE_ORDERS
 #define TOP	(ORDERS - 1)
@@ -317,20 +317,6 @@ static void take_all(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, balloon_take_pause(&take), 0UL);
 }
 
-/* Lines of the log since the last call that say that a target is out of reach. */
-static unsigned int puffs(struct kmsg_dump_iter *iter)
-{
-	static char line[256];
-	unsigned int nr = 0;
-	size_t len;
-
-	while (kmsg_dump_get_line(iter, false, line, sizeof(line) - 1, &len)) {
-		line[len] = '\0';
-		nr += !!strstr(line, "Out of puff");
-	}
-	return nr;
-}
-
 /* That a target is out of reach is said once of each, whatever happens meanwhile. */
 static void take_says_once(struct kunit *test)
 {
@@ -344,13 +330,13 @@ static void take_says_once(struct kunit *test)
 	start(&take);
 	take.vdev = vdev;
 	kmsg_dump_rewind(&iter);
-	puffs(&iter);
+	log_lines(&iter, "");
 	for (i = 0; i < 6; i++) {
 		balloon_take_aim(&take, 4711 + i / 3);
 		balloon_take_complain(&take, i);
 		/* Deflated, by others, and inflated again as far as before */
 		balloon_take_end(&take);
-		KUNIT_EXPECT_EQ(test, puffs(&iter), i % 3 == 0);
+		KUNIT_EXPECT_EQ(test, log_lines(&iter, "Out of puff"), i % 3 == 0);
 	}
 }
 
