@@ -1220,6 +1220,64 @@ static void device_breaks_one(struct kunit *test)
 	}
 }
 
+static unsigned long oom_kills(void)
+{
+	unsigned long *events = kcalloc(NR_VM_EVENT_ITEMS, sizeof(*events), GFP_KERNEL);
+	unsigned long nr = 0;
+
+	if (events && IS_ENABLED(CONFIG_VM_EVENT_COUNTERS)) {
+		all_vm_events(events);
+		nr = events[OOM_KILL];
+	}
+	kfree(events);
+	return nr;
+}
+
+/*
+ * The inflate queue is broken, and memory is out: who allocates gets what the
+ * device has acknowledged, page by page, and nobody is killed for it.
+ */
+static void device_breaks_oom(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_start(test, BITMAPS |
+					       BIT_ULL(VIRTIO_BALLOON_F_DEFLATE_ON_OOM), 16);
+	unsigned long freed, told, inside, kills = oom_kills(), nr;
+	struct page *page, *next;
+	LIST_HEAD(pages);
+
+	target(d, SZ_64M);
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+	mutex_lock(&d->lock);
+	d->where = INFLATE;
+	d->fault = BREAK_ONE;
+	mutex_unlock(&d->lock);
+	target(d, SZ_64M + SZ_16M);
+	KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&d->happened, patience(test)));
+	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+	told = last_told(d, &freed);
+	KUNIT_EXPECT_GT(test, told, 0);
+
+	/* All but what two calls of the notifier give: the next one has nothing to give. */
+	while ((inside = pages_inside(d)) > told + SZ_2M / PAGE_SIZE && oom_kills() == kills) {
+		for (nr = 0; nr < SZ_1M / PAGE_SIZE; nr++) {
+			page = alloc_page(GFP_HIGHUSER | __GFP_NOWARN);
+			if (!page)
+				break;
+			list_add(&page->lru, &pages);
+		}
+		cond_resched();
+	}
+	KUNIT_EXPECT_EQ(test, oom_kills(), kills);
+	KUNIT_EXPECT_GE(test, inside, told);
+	KUNIT_EXPECT_LE(test, inside, told + SZ_2M / PAGE_SIZE);
+	last_told(d, &freed);
+	KUNIT_EXPECT_EQ(test, freed, 0);
+	list_for_each_entry_safe(page, next, &pages, lru)
+		__free_page(page);
+	remove_and_judge(d, &before, "breaks, and memory is out");
+}
+
 /* Nothing can be added to a queue that is not broken, as when a buffer cannot be mapped. */
 static void block_queue(struct device_double *d, enum role role)
 {
@@ -1586,6 +1644,7 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_leaves),
 	KUNIT_CASE_SLOW(device_silent),
 	KUNIT_CASE_SLOW(device_breaks_one),
+	KUNIT_CASE_SLOW(device_breaks_oom),
 	KUNIT_CASE_SLOW(device_blocked),
 	KUNIT_CASE_SLOW(device_was_used),
 	KUNIT_CASE_SLOW(device_no_queues),
