@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import lab
 from harness import (BITMAP_BIT, FAST, PACKED_BIT, VERSION_1_BIT, Failure, Run, called, configured,
@@ -447,13 +447,20 @@ def compaction_waits(run: Run) -> None:
         loop.kill()
 
 
-def sway(guest: Guest, job: lab.Job, sizes: Tuple[int, int], pause: float) -> str:
-    """Have the balloon move between two sizes until a command has ended; its output."""
-    deadline, turns = guest.deadline(60), itertools.cycle(sizes)
-    while job.running():
+def sway_until(guest: Guest, over: Callable[[], bool], sizes: Tuple[int, int],
+               pause: float, seconds: float = 60) -> None:
+    """Have the balloon move between two sizes until something is over."""
+    deadline, turns = guest.deadline(seconds), itertools.cycle(sizes)
+    while not over():
         require(time.monotonic() < deadline, "it does not end")
         guest.set_target(next(turns))
         time.sleep(pause)
+
+
+def sway(guest: Guest, job: lab.Job, sizes: Tuple[int, int], pause: float,
+         seconds: float = 60) -> str:
+    """The same, until a command has ended; its output."""
+    sway_until(guest, lambda: not job.running(), sizes, pause, seconds)
     return job.finish()
 
 
@@ -490,13 +497,81 @@ def contiguous(run: Run) -> None:
         require(left < area - 16 * MIB, f"{left // MIB} MiB of the area are free")
         before = guest.vmstat()["balloon_migrate"]
         pages = area // guest.arch.page
+        # A page of anybody's that somebody holds for a moment makes an attempt fail.
         allocations = guest.start(f"""sh -c '
             cd /sys/kernel/debug/cma/reserved
-            for i in 1 2 3; do echo {pages} > alloc && echo {pages} > free || exit 1; done'""")
+            for i in 1 2 3; do
+                got=
+                for try in 1 2 3 4; do echo {pages} > alloc && got=1 && break; sleep 0.1; done
+                [ "$got" ] && echo {pages} > free || exit 1
+            done'""")
         sway(guest, allocations, (size - 40 * MIB, size - 32 * MIB), 0.02)
         moved = guest.vmstat()["balloon_migrate"] - before
         require(moved > 1000, f"{moved} pages of the balloon moved")
         guest.balloon(size)
+
+
+@test
+def gigantic(run: Run) -> None:
+    """huge pages of 1 GiB are to be had where pages of a balloon are that moves all the time"""
+    needs("guest", "CMA", "HUGETLBFS")
+    if lab.arch(run.kernel) != lab.X86:
+        raise Skip("the guest's CPU has no pages of 1 GiB")
+    size, area = 4 * GIB, GIB
+    with run.guest(memory=size, reserve=False, append=f"hugetlb_cma={area // GIB}G") as guest:
+        guest.balloon(size - 40 * MIB)
+        left = guest.meminfo()["CmaFree"]
+        require(left < area - 8 * MIB, f"{left // MIB} MiB of the area are free")
+        before = guest.vmstat()["balloon_migrate"]
+        loop = guest.start("""sh -c '
+            cd /sys/kernel/mm/hugepages/hugepages-1048576kB || exit 1
+            for i in 1 2 3; do
+                for try in 1 2 3 4; do
+                    echo 1 > nr_hugepages; read -r nr < nr_hugepages; echo 0 > nr_hugepages
+                    [ $nr = 0 ] || break
+                    sleep 0.1
+                done
+                [ $nr = 1 ] || exit 1
+            done'""")
+        sway(guest, loop, (size - 56 * MIB, size - 40 * MIB), 0.02, 120)
+        moved = guest.vmstat()["balloon_migrate"] - before
+        require(moved > 1000, f"{moved} pages of the balloon moved")
+        guest.balloon(size)
+
+
+@test
+def virtio_mem(run: Run) -> None:
+    """virtio-mem unplugs memory with what is in it of a balloon that moves all the time, twice"""
+    needs("guest", "VIRTIO_MEM")
+    size, path = 256 * MIB, "/machine/peripheral/mem0"
+    with run.guest(dimms=True, append="memhp_default_state=online_movable",
+                   objects=[f"memory-backend-ram,id=plugged,size={size}"],
+                   devices=["virtio-mem-pci,id=mem0,memdev=plugged"]) as guest:
+
+        def resize(to: int) -> None:
+            guest.qmp("qom-set", path=path, property="requested-size", value=to)
+
+        def plugged() -> int:
+            return int(guest.qmp("qom-get", path=path, property="size"))
+
+        stamp = guest.start("balloon_mem stamp 64M").wait_ready()
+        total = guest.meminfo()["MemTotal"]
+        # The device's memory is not in the sizes of the balloon.
+        sizes = guest.memory - 48 * MIB, guest.memory - 80 * MIB
+        for _ in range(2):
+            resize(size)
+            guest.until(lambda: guest.meminfo()["MemTotal"] == total + size, 30)
+            # Movable memory is taken first, and all of that is the device's.
+            guest.balloon(min(sizes))
+            before, begin = guest.vmstat()["balloon_migrate"], time.monotonic()
+            resize(0)
+            sway_until(guest, lambda: not plugged(), sizes, 0.05, 120)
+            moved = guest.vmstat()["balloon_migrate"] - before
+            print(f"# gone after {time.monotonic() - begin:.1f} s, {moved} pages moved")
+            require(moved > 1000, f"{moved} pages of the balloon moved")
+            guest.balloon(guest.memory)
+            equal("MemTotal", guest.meminfo()["MemTotal"], total)
+        stamp.finish()
 
 
 @variants("failslab", "fail_page_alloc")
