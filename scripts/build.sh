@@ -136,6 +136,8 @@ finished() {
 
 main() {
 	local name hash c=$lab
+	# What a key is made of is named from here.
+	cd "$top"
 	for name in "$@"; do
 		case $name in
 		guest)		hash=$(key "$name" "$(fetch_linux)" linux $c/guest.config) ;;
