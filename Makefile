@@ -21,7 +21,7 @@ help:
 	@echo '  bench       the measurements: tables, JSON and plots in the build folder         (hours; ARGS=--quick ~80 min)'
 	@echo 'Use it'
 	@echo '  module      virtio_balloon.ko for an unpatched Linux 6.12; KDIR=HEADERS, by default the newest'
-	@echo '              that are installed'
+	@echo '              that are installed                                                    (cold ~1 min)'
 	@echo '  deb         a Debian package of its source, which DKMS builds for each kernel of that version'
 	@echo '  deb-qemu    Debian'"'"'s source package of QEMU with the series in it'
 	@echo 'Test it'
