@@ -10,7 +10,7 @@ from concurrent import futures
 from typing import Any, Callable, Dict, List, Tuple
 
 import migrate
-from lab import GIB, MIB, PAIRS, WAYS, LabError, Move, accelerator, artifact, boot
+from lab import GIB, MIB, PAIRS, WAYS, LabError, Move, accelerator, artifact, boot, thp
 
 SIZE, USED, TAKEN = 2 * GIB, 700 * MIB, 512 * MIB
 
@@ -64,15 +64,15 @@ def balloons() -> None:
 def migrations() -> None:
     """Print live migrations: plain, with free page hints, with the misc queue."""
     size = SIZE // 2
-    print(f"\nGuest of {size // GIB} GiB with our module, all backed on both sides, migrated over a "
-          "link of 10 Gbit/s:\nplain, with FREE_PAGE_HINT (hint), with unused pages left out "
-          "(misc)\n")
+    print(f"\nGuest of {size // GIB} GiB with our module, migrated over a link of 10 Gbit/s to a host "
+          f"that has huge pages\n({thp()}), nothing preallocated: plain, with FREE_PAGE_HINT (hint), "
+          "with unused pages left out (misc)\n")
     loads = [migrate.IDLE, next(load for load in migrate.LOADS if load.name == "migrate-fragmented")]
-    moves = {mode: migrate.chain(loads, mode, memory=size, kernel="guest-module")
+    moves = {mode: migrate.chain(loads, mode, memory=size, prealloc=False, kernel="guest-module")
              for mode in migrate.MODES}
     for n, load in enumerate(loads):
         migrate.table(load.title, {mode: [some[n]] for mode, some in moves.items()},
-                      ["time, s", "sent, MiB", "downtime, ms"])
+                      ["time, s", "sent, MiB", "target's RSS, MiB", "downtime, ms"])
 
 
 def main() -> int:
