@@ -30,6 +30,9 @@ from lab import artifact  # noqa: E402 pylint: disable=import-error, wrong-impor
 
 BITMAP = "drivers/virtio/virtio_balloon_bitmap.c"
 MISC = "drivers/virtio/virtio_balloon_misc.c"
+TAKE = "drivers/virtio/virtio_balloon_take.c"
+COMPAT = "module/compat.c"
+MODULE = "guest-module"
 UNUSED = "qemu/migration/unused-pages.c"
 RECORDS = "qemu/hw/virtio/virtio-balloon-records.c"
 
@@ -143,6 +146,33 @@ MUTANTS = [
     Mutant("who must have the place of a page is put off as compaction is", BITMAP,
            "	       (must || time_after_eq64(", "	       (time_after_eq64(",
            "contiguous", "write error: Cannot allocate memory|ended with 1"),
+    # Of what is in the module, too, that is built in seconds.
+    Mutant("take: the device's granule is not read", TAKE,
+           "	take->granule = balloon_take_granule(shift);", "	take->granule = 0;",
+           "granule_property", "large blocks fell by", MODULE),
+    Mutant("take: pauses do not grow", TAKE,
+           "	take->pause = clamp(2 * take->pause,", "	take->pause = clamp(take->pause,",
+           "puffs_once", "lines that say that the target is out of reach: 0, not 1", MODULE),
+    Mutant("take: nothing is reclaimed", TAKE,
+           "		*dry = !balloon_page_reclaim();", "		*dry = true;",
+           "swap", "actual: ", MODULE),
+    Mutant("module: kswapd is not woken", COMPAT,
+           "		page = alloc_pages(gfp | __GFP_KSWAPD_RECLAIM,", "		page = alloc_pages(gfp,",
+           "swap", "actual: ", MODULE),
+    Mutant("module: memory that came on line is not known", COMPAT,
+           "	if (action == MEM_ONLINE)", "	if (0 && action == MEM_ONLINE)",
+           "module_dimm", "pages of the DIMM reported", MODULE),
+    Mutant("module: the notifier stays when the module goes", COMPAT,
+           "	unregister_virtio_driver(driver);\n	unregister_memory_notifier(&balloon_compat_nb);",
+           "	unregister_virtio_driver(driver);",
+           "module_reload", "WARNING: .*notifier_chain_register", MODULE),
+    Mutant("module: who must have a page's place is not seen", "module/compat.h",
+           "#define is_migrate_isolate_page(page)	((void)(page), true)",
+           "#define is_migrate_isolate_page(page)	((void)(page), false)",
+           "module_dimm", "the DIMM stays|pages of the balloon moved", MODULE),
+    Mutant("module: pages that are zeroed are gathered by the GiB", "module/compat.h",
+           "(want_init_on_alloc(GFP_HIGHUSER) ? SZ_16M : 8ULL * SZ_1G)", "(8ULL * SZ_1G)",
+           "init_on_alloc_guest_module", "the host had to back", MODULE),
     Mutant("qemu: dirty bits are taken from one RAM block, another is re-armed",
            "qemu/patches/*-physmem-re-arm-dirty-tracking-*.patch",
            "+            cpu_physical_memory_dirty_bits_cleared(start + rb->offset, length);",

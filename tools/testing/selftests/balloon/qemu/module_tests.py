@@ -13,25 +13,28 @@ import time
 from typing import Any, Dict
 
 from harness import Run, disk, equal, needs, require, test
-from lab import GIB, MIB, LabError, Skip
-from misc_tests import MISC, works
+from lab import GIB, MIB, PAGE, LabError, Skip
+from misc_tests import MISC, answered, works
 
 MODULE = "guest-module"
 
 
 @test
 def module_dimm(run: Run) -> None:
-    """a DIMM goes while requests are answered and the balloon moves, twice"""
+    """a DIMM is reported, then goes while requests are answered and the balloon moves, twice"""
     needs(MODULE, "ACPI_HOTPLUG_MEMORY", "MEMORY_HOTREMOVE")
     with run.guest(kernel=MODULE, memory=GIB, dimms=True, balloon=MISC,
                    append="memhp_default_state=online_movable") as guest:
         total = guest.meminfo()["MemTotal"]
         stamp = guest.start("balloon_mem stamp 128M").wait_ready()
         for number in range(2):
+            pages = answered(guest)["reported-pages"]
             guest.qmp("object-add", **{"qom-type": "memory-backend-ram",
                                        "id": "ram1", "size": 128 * MIB})
             guest.qmp("device_add", driver="pc-dimm", id="dimm0", memdev="ram1")
             guest.until(lambda: guest.meminfo()["MemTotal"] > total + 100 * MIB, 30)
+            more = answered(guest)["reported-pages"] - pages
+            require(more > 100 * MIB // PAGE, f"{more} pages of the DIMM reported")
             guest.balloon(GIB + 96 * MIB)
             # Movable memory is taken first, so that the balloon has to move, page by page.
             before = guest.vmstat()["balloon_migrate"]
