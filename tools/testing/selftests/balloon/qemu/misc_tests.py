@@ -158,7 +158,7 @@ def misc_declined(run: Run) -> None:
                    balloon={**MISC, "page-poison": "on"}) as guest:
         refused(guest)
         equal("PAGE_POISON negotiated", features(guest)[PAGE_POISON_BIT], "1")
-        exercise(guest, 384 * MIB, run.bitmap)
+        exercise(guest, 384 * MIB, run.bitmap, stamped=32 * MIB)
 
 
 @test
