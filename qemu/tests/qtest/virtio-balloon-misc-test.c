@@ -1831,6 +1831,22 @@ static bool has_huge_pages(void)
                                &how, NULL, NULL) && !strstr(how, "[never]");
 }
 
+/* Both ends, with sparse-ram; false where no huge page could be kept away */
+static bool start_sparse(Misc *m, Destination *d, void *obj,
+                         QGuestAllocator *alloc, const char *args)
+{
+    misc_init(m, obj, alloc, 3, FEATURES);
+    if (!has_huge_pages()) {
+        g_test_skip("the host has no transparent huge pages");
+        end_source(m);
+        return false;
+    }
+    launch_destination(d, args);
+    g_assert_true(set_capability(m->qts, "sparse-ram"));
+    g_assert_true(set_capability(d->qts, "sparse-ram"));
+    return true;
+}
+
 /*
  * Has a migration begin of 128 MiB that are in use, but for all pages except
  * one in 64 in four pieces of 16 MiB, and waits until the destination knows.
@@ -1866,17 +1882,12 @@ static void test_migrate_sparse(void *obj, void *data, QGuestAllocator *alloc)
     Misc m;
     int i;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    if (!has_huge_pages()) {
-        g_test_skip("the host has no transparent huge pages");
-        end_source(&m);
+    if (!start_sparse(&m, &d, obj, alloc, qos_get_current_command_line())) {
         return;
     }
-    launch_destination(&d, qos_get_current_command_line());
     for (i = 0; i < 2; i++) {
         QTestState *qts = i ? d.qts : m.qts;
 
-        g_assert_true(set_capability(qts, "sparse-ram"));
         g_assert_false(set_capability(qts, "mapped-ram"));
         if (multifd) {
             g_assert_true(set_capability(qts, "multifd"));
@@ -1942,15 +1953,9 @@ static void test_migrate_sparse_much(void *obj, void *data,
     Misc m;
     int i;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    if (!has_huge_pages()) {
-        g_test_skip("the host has no transparent huge pages");
-        end_source(&m);
+    if (!start_sparse(&m, &d, obj, alloc, args)) {
         return;
     }
-    g_assert_true(set_capability(m.qts, "sparse-ram"));
-    launch_destination(&d, args);
-    g_assert_true(set_capability(d.qts, "sparse-ram"));
     before = get_mappings(d.qts, "m0");
     listen_at_destination(&d, true);
     /* Of 32 GiB every second region is sparse, of 8 every fourth. */
@@ -1990,15 +1995,9 @@ static void test_migrate_sparse_fails(void *obj, void *data,
     Destination d;
     Misc m;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    if (!has_huge_pages()) {
-        g_test_skip("the host has no transparent huge pages");
-        end_source(&m);
+    if (!start_sparse(&m, &d, obj, alloc, qos_get_current_command_line())) {
         return;
     }
-    g_assert_true(set_capability(m.qts, "sparse-ram"));
-    launch_destination(&d, qos_get_current_command_line());
-    g_assert_true(set_capability(d.qts, "sparse-ram"));
     before = get_mappings(d.qts, "pc.ram");
     listen_at_destination(&d, false);
     begin_sparse(&m, &d);

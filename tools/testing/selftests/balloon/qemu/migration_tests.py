@@ -76,16 +76,21 @@ def prepare(guest: Guest, way: Way) -> None:
     guest.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30, **way.parameters})
 
 
-def save(guest: Guest, way: Way, path: Path) -> Dict[str, int]:
-    """Write a guest to a file; how the misc queue's counters rose."""
-    prepare(guest, way)
-    before = guest.stats("misc-vq")
+def migrate_to_file(guest: Guest, path: Path) -> None:
+    """Migrate to a file, to the end."""
     guest.qmp("migrate", uri=f"file:{path}")
     deadline = guest.deadline(60)
     while (info := guest.qmp("query-migrate")).get("status") != "completed":
         require(info.get("status") not in ("failed", "cancelled"), f"{info}")
         require(time.monotonic() < deadline, f"no end: {info}")
         time.sleep(0.02)
+
+
+def save(guest: Guest, way: Way, path: Path) -> Dict[str, int]:
+    """Write a guest to a file; how the misc queue's counters rose."""
+    prepare(guest, way)
+    before = guest.stats("misc-vq")
+    migrate_to_file(guest, path)
     after = guest.stats("misc-vq")
     return {key: value - before[key] for key, value in after.items()}
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 from harness import FAST, Failure, Run, equal, huge_pages, near, require, test
 from lab import GIB, MIB, ROOT, Guest, artifact
+from migration_tests import migrate_to_file
 from misc_tests import MISC, works
 
 TOP = ROOT / "scripts" / "balloon-top"
@@ -72,8 +73,7 @@ def balloon_top(run: Run) -> None:
         require("no page-bitmap-stats and no misc-vq-stats" in text, text)
         # A guest that is stopped is not asked, and that is told.
         target.qmp("stop")
-        target.qmp("migrate", uri=f"file:{run.logs}/saved")
-        target.until(lambda: target.qmp("query-migrate")["status"] == "completed", 60)
+        migrate_to_file(target, run.logs / "saved")
         equal("why not", seen(there)[0]["why not"], {"stopped": 1})
     (run.logs / "saved").unlink()
 
@@ -123,9 +123,7 @@ def obey(guest: Guest, folder: Path, command: Dict[str, Any]) -> None:
     if name == "migrate":
         # Where a file may be written
         path = folder / arguments["uri"].removeprefix("file:")
-        guest.qmp(name, uri=f"file:{path}")
-        guest.until(lambda: guest.qmp("query-migrate")["status"] in ("completed", "failed"), 60)
-        equal("migration", guest.qmp("query-migrate")["status"], "completed")
+        migrate_to_file(guest, path)
         require(0 < path.stat().st_blocks * 512 < 512 * MIB, f"{path.stat().st_blocks} blocks")
         path.unlink()
         guest.qmp("cont")
