@@ -7,6 +7,7 @@ need="git make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio kmod xz-ut
 rsync perl python3 dpkg-dev patch
 meson ccache libzstd-dev ninja-build pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev
 qemu-system-data seabios busybox-static e2fsprogs
+libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu
 sparse coccinelle ocaml-nox shellcheck codespell gnuplot-nox python3-sphinx python3-ply python3-git
 python3-yaml"
 # What the guests of other architectures want as well.

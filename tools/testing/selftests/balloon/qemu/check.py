@@ -31,6 +31,7 @@ import balloon_tests  # noqa: F401 pylint: disable=unused-import
 import bare_tests  # noqa: F401 pylint: disable=unused-import
 import kexec_tests  # noqa: F401 pylint: disable=unused-import
 import lab
+import libvirt_tests  # noqa: F401 pylint: disable=unused-import
 import matrix_tests
 import migration_tests  # noqa: F401 pylint: disable=unused-import
 import misc_tests  # noqa: F401 pylint: disable=unused-import

@@ -137,7 +137,7 @@ def obey(guest: Guest, folder: Path, command: Dict[str, Any]) -> None:
 @test
 def guide(run: Run) -> None:
     """each recipe of the administrator's guide for QEMU, as it stands there"""
-    # Those for libvirt take an installed system: see package_tests.py.
+    # Those for libvirt: see libvirt_tests.py.
     found = list(recipes())
     require(len(found) >= 5, f"{[one.title for one in found]}")
     for recipe in found:
