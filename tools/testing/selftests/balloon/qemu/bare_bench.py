@@ -59,15 +59,15 @@ def moves(layout: Layout, runs: int, cpus: int = 1) -> Dict[str, Dict[str, List[
     return out
 
 
-def waits() -> Dict[str, float]:
-    """How long a CPU that uses a port of QEMU waits at most while 1 GiB is inflated, in ms."""
+def waits(layout: Layout) -> Dict[str, float]:
+    """How long a CPU that uses a port of QEMU waits at most while all is inflated, in ms."""
     out: Dict[str, float] = {}
     for way, balloon in WAYS.items():
         longest: List[float] = []
         for _ in range(RUNS):
-            with quiet(Layout("backed"), cpus=2, balloon=balloon) as guest:
+            with quiet(layout, cpus=2, balloon=balloon) as guest:
                 first, begin = guest.check(), time.monotonic()
-                guest.balloon(GIB - POOL)
+                guest.balloon(GIB - layout.take())
                 last, seconds = guest.check(), time.monotonic() - begin
                 longest.append(last["waited"] / (last["ticks"] - first["ticks"]) * seconds * 1e3)
         out[way] = statistics.median(longest)
@@ -126,13 +126,15 @@ def figures(table: Callable[..., Dict[str, Any]]) -> Dict[str, Any]:
     if no_kvm():
         raise Skip(no_kvm())
     print("\nUnder KVM, a guest without a kernel, 1 GiB: the host's part alone")
-    out: Dict[str, Any] = {"moves": {}, "migration": {}}
+    out: Dict[str, Any] = {"moves": {}, "waits": {}, "migration": {}}
     for layout in INFLATED:
         out["moves"][layout.title] = table(f"{layout.take() // MIB} MiB, {layout.title}",
                                            moves(layout, RUNS), layout.take() / PAGE)
-    out["waits"] = waits()
-    print("\nlongest wait of another CPU for QEMU, 1 GiB backed, ms: "
-          + ", ".join(f"{way} {ms:.1f}" for way, ms in out["waits"].items()) + "\n")
+    print("\nlongest wait of another CPU for QEMU meanwhile, ms")
+    for layout in (Layout("backed"), Layout("runs of 1", 1, 1)):
+        out["waits"][layout.title] = longest = waits(layout)
+        print(f"{layout.title}: " + ", ".join(f"{way} {ms:.1f}" for way, ms in longest.items()))
+    print()
     for load in LOADS:
         results = migrations(load)
         migrate.table(f"under KVM, {load.title}", results,
