@@ -198,14 +198,11 @@ MUTANTS = [
             u->rb, unused_pages.arm_page, 1);
 """, "", "bare two_cpus", "wrong pages: [0-9]+, not 0"),
     Mutant("migration: the guest is asked before the dirty log is armed", UNUSED,
-           """        unused_pages_next_window();
-        do {
-""", """        unused_pages_next_window();
-        qatomic_set(&unused_pages.state, UNUSED_PAGES_ARMED);
-        aio_bh_schedule_oneshot(qemu_get_aio_context(), unused_pages_ask_bh, NULL);
-        unused_pages_wait(deadline);
-        qatomic_set(&unused_pages.state, UNUSED_PAGES_ARMING);
-        do {
+           """        if (unused_pages.arm < unused_pages.ahead) {
+""", """        if (unused_pages.arm < unused_pages.ahead && answered) {
+            return unused_pages_want() ? UNUSED_PAGES_MORE : UNUSED_PAGES_NOTHING;
+        }
+        if (unused_pages.arm < unused_pages.ahead) {
 """, "bare two_cpus", "wrong pages: [0-9]+, not 0"),
     Mutant("migration: an answer still counts after the next synchronisation", UNUSED,
            "    if (!unused_pages.asked) {", "    if (1) {",
@@ -215,7 +212,17 @@ MUTANTS = [
            "bare little_in_use", r"'sparse-ram',\): [0-9]{9}"),
     Mutant("migration: windows go by guest address", UNUSED,
            "    g_array_sort(found, unused_pages_compare);", "    (void)unused_pages_compare;",
-           "qtest migrate-numa", "migrate_numa: assertion failed"),
+           "qtest migrate-numa", "wait_window: assertion failed"),
+    Mutant("migration: to arm is not cut short", UNUSED,
+           """        do {
+            if (unused_pages_cancelled()) {
+                break;
+            }
+""", "        do {\n", "qtest migrate-arming", "test_migrate_arming: assertion failed"),
+    Mutant("migration: nothing is armed while an answer is awaited", UNUSED,
+           "    if (answered) {\n        return unused_pages_fewer",
+           "    if (answered || true) {\n        return answered && unused_pages_fewer",
+           "qtest migrate-arming", "test_migrate_arming: assertion failed"),
 ]
 
 

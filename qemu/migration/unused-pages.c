@@ -47,20 +47,24 @@
 #include "sparse-ram.h"
 #include "trace.h"
 
-/* RAM that one request asks for */
-#define WINDOW_SIZE     (32 * GiB)
+/*
+ * RAM that one request asks for: what takes so long to be sent, if as much of
+ * it is in use as was of the last window
+ */
+#define WINDOW_SECONDS  8
+#define WINDOW_MIN      (1 * GiB)
+#define WINDOW_MAX      (32 * GiB)
 /* The next window is for when less than this, or a second's worth, is left */
 #define DIRTY_AHEAD     (256 * MiB)
-/* What ram_save_iterate() arms at a time: chunks of a GiB, by default */
-#define ARM_AT_ONCE     (8 * GiB)
-/* All the waiting before the first round, in ms */
+/* For how long ram_save_iterate() arms, between two looks at other things */
+#define ARM_MS          50
+/* All the waiting for the guest before the first round, in ms */
 #define WAIT_MS         500
 /* How often it is looked whether somebody can be asked */
 #define READY_MS        2
 
-/* Part of a RAM block, in one window; pages are numbers within the block */
+/* Part of a RAM block; pages are numbers within the block */
 typedef struct UnusedRange {
-    unsigned int window;
     unsigned int order;         /* of the block among those that are sent */
     RAMBlock *rb;
     hwaddr gpa;
@@ -71,15 +75,21 @@ typedef struct UnusedRange {
 
 typedef enum UnusedPagesState {
     UNUSED_PAGES_OFF,           /* not in this round */
-    UNUSED_PAGES_IDLE,          /* the last window was answered */
-    UNUSED_PAGES_ARMING,
-    UNUSED_PAGES_ARMED,         /* and to be asked for by the bottom half */
+    UNUSED_PAGES_IDLE,          /* the last window was answered, if any */
+    UNUSED_PAGES_WANTED,        /* to be asked for by the bottom half */
     UNUSED_PAGES_ASKED,
 } UnusedPagesState;
 
+/* What is left to be done after a step */
+typedef enum UnusedPagesStep {
+    UNUSED_PAGES_NOTHING,
+    UNUSED_PAGES_MORE,
+    UNUSED_PAGES_WAIT,          /* for the guest */
+} UnusedPagesStep;
+
 static struct {
     /*
-     * Guards state, provider, exhausted, and the bits of the window.  The
+     * Guards state, provider, exhausted, what is in ms, and the window.  The
      * innermost lock: taken under the BQL by the device, under bitmap_mutex
      * by the migration thread; nothing is called with it.
      */
@@ -90,6 +100,8 @@ static struct {
     UnusedPagesState state;
     bool fresh;                 /* there are bits that are not folded yet */
     bool exhausted;             /* the guest cannot answer */
+    int64_t since_ms;           /* when what is awaited was asked for */
+    int64_t left_ms;            /* of WAIT_MS, but for what is awaited now */
 
     /*
      * Set by the migration thread, reset by who synchronises the log, both
@@ -97,17 +109,36 @@ static struct {
      */
     bool asked;
 
-    /* Of the migration thread, until cleanup */
-    UnusedRange *ranges;        /* in the order in which they are sent */
-    unsigned int nr_ranges;
+    /*
+     * Written by the migration thread with the lock, until cleanup: ranges in
+     * the order in which they are sent.  Those of a window are next to each
+     * other; what is behind the windows is cut when the next one is taken.
+     */
+    GArray *ranges;
+    unsigned int begin, end;    /* of the window that is, or was, asked for */
+    unsigned int ahead;         /* end of the one behind, if there is one */
+
+    /* Of the migration thread */
     uint32_t version;           /* of ram_list, for which the ranges are good */
-    unsigned int begin, end;    /* ranges of the window */
     unsigned int told;          /* up to here the destination knows of them */
     unsigned int arm;           /* range to be armed next... */
     unsigned long arm_page;     /* ...and the page in it */
     unsigned int low;           /* where there are still dirty pages... */
     unsigned long low_page;     /* ...in the windows that were asked for */
+    uint64_t pages;             /* in the window that was asked for... */
+    uint64_t unused;            /* ...and bits that were cleared for it */
+    double in_use;              /* of the last window that was answered */
 } unused_pages;
+
+static int64_t now_ms(void)
+{
+    return qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+}
+
+static UnusedRange *unused_pages_range(unsigned int i)
+{
+    return &g_array_index(unused_pages.ranges, UnusedRange, i);
+}
 
 /* With the lock */
 static void unused_pages_free_window(void)
@@ -115,8 +146,10 @@ static void unused_pages_free_window(void)
     unsigned int i;
 
     for (i = unused_pages.begin; i < unused_pages.end; i++) {
-        g_free(unused_pages.ranges[i].bits);
-        unused_pages.ranges[i].bits = NULL;
+        UnusedRange *u = unused_pages_range(i);
+
+        g_free(u->bits);
+        u->bits = NULL;
     }
     qatomic_set(&unused_pages.fresh, false);
 }
@@ -155,11 +188,11 @@ static bool unused_pages_ranges_good(void)
     return false;
 }
 
-/* Guest-physical, with holes */
-static hwaddr unused_pages_window_size(void)
+/* Guest-physical, with holes, from the first range's beginning on */
+static hwaddr unused_pages_window_size(unsigned int begin, unsigned int end)
 {
-    UnusedRange *first = &unused_pages.ranges[unused_pages.begin];
-    UnusedRange *last = &unused_pages.ranges[unused_pages.end - 1];
+    UnusedRange *first = unused_pages_range(begin);
+    UnusedRange *last = unused_pages_range(end - 1);
 
     return last->gpa - first->gpa +
            ((ram_addr_t)(last->last - last->first) << TARGET_PAGE_BITS);
@@ -182,7 +215,7 @@ void unused_pages_report(UnusedPagesProvider *p, RAMBlock *rb,
     }
     /* Only what was armed counts, whatever the guest has mapped meanwhile. */
     for (i = unused_pages.begin; i < unused_pages.end; i++) {
-        UnusedRange *u = &unused_pages.ranges[i];
+        UnusedRange *u = unused_pages_range(i);
         unsigned long from = MAX(first, u->first);
         unsigned long to = MIN(last, u->last);
 
@@ -204,6 +237,7 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how)
         unused_pages_off("the device stops");
     } else if (unused_pages.state == UNUSED_PAGES_ASKED) {
         unused_pages.exhausted = how == UNUSED_PAGES_ERROR;
+        unused_pages.left_ms -= now_ms() - unused_pages.since_ms;
         qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
         qemu_cond_broadcast(&unused_pages.answered);
     }
@@ -216,10 +250,12 @@ static void unused_pages_ask_bh(void *opaque)
 
     WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
         /* Not so if what was to be asked came to its end first */
-        if (unused_pages.state == UNUSED_PAGES_ARMED) {
+        if (unused_pages.state == UNUSED_PAGES_WANTED) {
             p = unused_pages.provider;
-            start = unused_pages.ranges[unused_pages.begin].gpa;
-            length = unused_pages_window_size();
+            start = unused_pages_range(unused_pages.begin)->gpa;
+            length = unused_pages_window_size(unused_pages.begin,
+                                              unused_pages.end);
+            unused_pages.since_ms = now_ms();
             qatomic_set(&unused_pages.state, UNUSED_PAGES_ASKED);
         }
     }
@@ -254,9 +290,8 @@ void unused_pages_expire(void)
 void unused_pages_cleanup(void)
 {
     unused_pages_expire();
-    g_free(unused_pages.ranges);
-    unused_pages.ranges = NULL;
-    unused_pages.nr_ranges = unused_pages.begin = unused_pages.end = 0;
+    g_clear_pointer(&unused_pages.ranges, g_array_unref);
+    unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
 }
 
 bool unused_pages_register(UnusedPagesProvider *p)
@@ -330,133 +365,128 @@ static int unused_pages_compare(const void *a, const void *b)
     return u->first < v->first ? -1 : u->first > v->first;
 }
 
-/*
- * Cuts ranges into windows.  The guest is asked for all that is between the
- * ends of one: so that goes up, and not too far.
- */
-static void unused_pages_cut(const GArray *from, GArray *to)
-{
-    hwaddr room = WINDOW_SIZE, next = 0;
-    unsigned int window = 0;
-    guint i;
-
-    for (i = 0; i < from->len; i++) {
-        UnusedRange u = g_array_index(from, UnusedRange, i);
-        unsigned long last = u.last;
-
-        if (u.gpa < next || u.gpa - next > room) {
-            window++;
-            room = WINDOW_SIZE;
-        }
-        while (u.first < last) {
-            u.window = window;
-            u.last = MIN(last, u.first + (room >> TARGET_PAGE_BITS));
-            g_array_append_val(to, u);
-            next = u.gpa + ((hwaddr)(u.last - u.first) << TARGET_PAGE_BITS);
-            room -= next - u.gpa;
-            if (!room) {
-                window++;
-                room = WINDOW_SIZE;
-            }
-            u.gpa = next;
-            u.first = u.last;
-        }
-    }
-}
-
 /* Under the BQL.  No listener: others walk the list of those without it */
 static void unused_pages_find_ranges(void)
 {
-    g_autoptr(GArray) found = g_array_new(false, false, sizeof(UnusedRange));
     GArray *ranges = g_array_new(false, false, sizeof(UnusedRange));
 
     WITH_RCU_READ_LOCK_GUARD() {
         FlatView *fv = address_space_to_flatview(&address_space_memory);
 
-        flatview_for_each_range(fv, unused_pages_add_range, found);
+        flatview_for_each_range(fv, unused_pages_add_range, ranges);
     }
-    g_array_sort(found, unused_pages_compare);
-    unused_pages_cut(found, ranges);
+    g_array_sort(ranges, unused_pages_compare);
+    g_clear_pointer(&unused_pages.ranges, g_array_unref);
+    unused_pages.ranges = ranges;
     unused_pages.version = ram_list.version;
-    unused_pages.nr_ranges = ranges->len;
-    g_free(unused_pages.ranges);
-    unused_pages.ranges = (UnusedRange *)g_array_free(ranges, false);
 }
 
 static bool unused_pages_has_window(void)
 {
     QEMU_LOCK_GUARD(&unused_pages.lock);
-    return unused_pages.state == UNUSED_PAGES_IDLE && !unused_pages.exhausted &&
-           unused_pages.end < unused_pages.nr_ranges;
+    return unused_pages.state != UNUSED_PAGES_OFF && !unused_pages.exhausted &&
+           unused_pages.ahead == unused_pages.end &&
+           unused_pages.end < unused_pages.ranges->len;
 }
 
-/* Takes the next window, after what the last one brought was folded */
-static void unused_pages_next_window(void)
+static uint64_t unused_pages_next_size(void)
+{
+    double second = migrate_get_current()->pages_per_second * TARGET_PAGE_SIZE;
+    double size = 0;
+
+    if (second > 0) {
+        size = second * WINDOW_SECONDS / MAX(unused_pages.in_use, 0.001);
+    } else if (unused_pages.end) {
+        /* Nothing to be sent yet */
+        size = 2.0 * (unused_pages.pages << TARGET_PAGE_BITS);
+    }
+    return MIN(MAX(size, WINDOW_MIN), WINDOW_MAX);
+}
+
+/*
+ * Takes the next window, of about @size bytes, to be armed.  The guest is
+ * asked for all that is between its ends: so it goes up, and not too far.
+ */
+static void unused_pages_take(uint64_t size)
+{
+    unsigned long room = size >> TARGET_PAGE_BITS;
+    unsigned int i = unused_pages.end;
+    hwaddr next = unused_pages_range(i)->gpa;
+
+    QEMU_LOCK_GUARD(&unused_pages.lock);
+    while (i < unused_pages.ranges->len && room) {
+        UnusedRange *u = unused_pages_range(i), rest = *u;
+        unsigned long chunk = 1ul << u->rb->clear_bmap_shift;
+        unsigned long last = QEMU_ALIGN_DOWN(u->first + room + chunk / 2,
+                                             chunk);
+
+        if (u->gpa < next || u->gpa - next > (hwaddr)room << TARGET_PAGE_BITS) {
+            break;
+        }
+        i++;
+        last = MAX(last, QEMU_ALIGN_UP(u->first + 1, chunk));
+        if (last < u->last) {
+            rest.first = u->last = last;
+            rest.gpa += (hwaddr)(last - u->first) << TARGET_PAGE_BITS;
+            /* This may move the array. */
+            g_array_insert_val(unused_pages.ranges, i, rest);
+            break;
+        }
+        room -= MIN(room, u->last - u->first);
+        next = u->gpa + ((hwaddr)(u->last - u->first) << TARGET_PAGE_BITS);
+    }
+    unused_pages.ahead = i;
+    unused_pages.arm = unused_pages.end;
+    unused_pages.arm_page = unused_pages_range(unused_pages.arm)->first;
+    trace_unused_pages_window(unused_pages_range(unused_pages.end)->gpa,
+                              unused_pages_window_size(unused_pages.end, i));
+}
+
+/* With bitmap_mutex and in an RCU section: at least a chunk */
+static void unused_pages_arm(int64_t deadline)
+{
+    do {
+        UnusedRange *u = unused_pages_range(unused_pages.arm);
+        unsigned long chunk = 1ul << u->rb->clear_bmap_shift;
+
+        migration_clear_memory_region_dirty_bitmap_range(
+            u->rb, unused_pages.arm_page, 1);
+        unused_pages.arm_page = QEMU_ALIGN_DOWN(unused_pages.arm_page, chunk) +
+                                chunk;
+        if (unused_pages.arm_page >= u->last) {
+            if (++unused_pages.arm == unused_pages.ahead) {
+                return;
+            }
+            unused_pages.arm_page =
+                unused_pages_range(unused_pages.arm)->first;
+        }
+    } while (now_ms() < deadline);
+}
+
+/* Has the window that is armed asked for, after the last one was folded */
+static bool unused_pages_want(void)
 {
     unsigned int i;
 
     QEMU_LOCK_GUARD(&unused_pages.lock);
-    if (unused_pages.state != UNUSED_PAGES_IDLE) {
-        return;
+    if (unused_pages.state != UNUSED_PAGES_IDLE || unused_pages.exhausted) {
+        return false;
     }
     unused_pages_free_window();
     unused_pages.begin = unused_pages.end;
-    for (i = unused_pages.begin; i < unused_pages.nr_ranges; i++) {
-        UnusedRange *u = &unused_pages.ranges[i];
+    unused_pages.end = unused_pages.ahead;
+    unused_pages.pages = unused_pages.unused = 0;
+    for (i = unused_pages.begin; i < unused_pages.end; i++) {
+        UnusedRange *u = unused_pages_range(i);
 
-        if (u->window != unused_pages.ranges[unused_pages.begin].window) {
-            break;
-        }
         u->bits = bitmap_new(u->last -
                              QEMU_ALIGN_DOWN(u->first, BITS_PER_LONG));
+        unused_pages.pages += u->last - u->first;
     }
-    unused_pages.end = i;
-    unused_pages.arm = unused_pages.begin;
-    unused_pages.arm_page = unused_pages.ranges[unused_pages.begin].first;
-    trace_unused_pages_window(unused_pages.ranges[unused_pages.begin].window,
-                              unused_pages.ranges[unused_pages.begin].gpa,
-                              unused_pages_window_size());
-    qatomic_set(&unused_pages.state, UNUSED_PAGES_ARMING);
-}
-
-/*
- * Arms a chunk, and more of them up to @budget bytes.  With bitmap_mutex and
- * in an RCU section.  Returns false when nothing is left to be armed.
- */
-static bool unused_pages_arm(uint64_t budget)
-{
-    uint64_t done = 0;
-
-    if (qatomic_read(&unused_pages.state) != UNUSED_PAGES_ARMING ||
-        !unused_pages_ranges_good()) {
-        return false;
-    }
-    do {
-        UnusedRange *u = &unused_pages.ranges[unused_pages.arm];
-        unsigned long chunk = 1ul << u->rb->clear_bmap_shift;
-        unsigned long next = QEMU_ALIGN_DOWN(unused_pages.arm_page, chunk) +
-                             chunk;
-
-        migration_clear_memory_region_dirty_bitmap_range(
-            u->rb, unused_pages.arm_page, 1);
-        done += (uint64_t)chunk << TARGET_PAGE_BITS;
-        unused_pages.arm_page = next;
-        if (next >= u->last) {
-            unused_pages.arm++;
-            if (unused_pages.arm == unused_pages.end) {
-                WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
-                    if (unused_pages.state == UNUSED_PAGES_ARMING) {
-                        /* Arm before ask: the lock orders the two */
-                        qatomic_set(&unused_pages.state, UNUSED_PAGES_ARMED);
-                    }
-                }
-                aio_bh_schedule_oneshot(qemu_get_aio_context(),
-                                        unused_pages_ask_bh, NULL);
-                return false;
-            }
-            unused_pages.arm_page = unused_pages.ranges[unused_pages.arm].first;
-        }
-    } while (done < budget);
+    unused_pages.since_ms = now_ms();
+    /* Arm before ask: the lock orders the two */
+    qatomic_set(&unused_pages.state, UNUSED_PAGES_WANTED);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), unused_pages_ask_bh, NULL);
     return true;
 }
 
@@ -497,26 +527,27 @@ static void unused_pages_fold(uint64_t *dirty_pages)
     }
     qatomic_set(&unused_pages.fresh, false);
     for (i = unused_pages.begin; i < unused_pages.end; i++) {
-        cleared += unused_pages_fold_range(&unused_pages.ranges[i]);
+        cleared += unused_pages_fold_range(unused_pages_range(i));
     }
     *dirty_pages -= cleared;
+    unused_pages.unused += cleared;
     stat64_add(&unused_pages.provider->unsent_bytes,
                cleared << TARGET_PAGE_BITS);
     trace_unused_pages_fold(cleared, *dirty_pages);
 }
 
 /*
- * Tells the destination of what little is left to be sent where all answers
- * have ended, ahead of the pages.  With bitmap_mutex and in an RCU section.
+ * Tells the destination, ahead of the pages, of what little is left to be sent
+ * in ranges before @end, whose answers have ended.  With bitmap_mutex and in
+ * an RCU section.
  */
-static void unused_pages_tell(QEMUFile *f)
+static void unused_pages_tell(QEMUFile *f, unsigned int end)
 {
-    if (unused_pages.told == unused_pages.end || !migrate_sparse_ram() ||
-        migrate_rdma() || !unused_pages_ranges_good()) {
+    if (unused_pages.told >= end || !migrate_sparse_ram() || migrate_rdma()) {
         return;
     }
-    for (; unused_pages.told < unused_pages.end; unused_pages.told++) {
-        UnusedRange *u = &unused_pages.ranges[unused_pages.told];
+    for (; unused_pages.told < end; unused_pages.told++) {
+        UnusedRange *u = unused_pages_range(unused_pages.told);
 
         sparse_ram_save(f, u->rb, u->first, u->last);
     }
@@ -527,24 +558,19 @@ static void unused_pages_tell(QEMUFile *f)
 }
 
 /*
- * Whether the sender is about to come to the end of the windows that were
+ * Whether less than @limit bytes are dirty in ranges before @end, which were
  * asked for.  Bits that are clear there stay so, so look from the first range
  * on that had some.  With bitmap_mutex and in an RCU section.
  */
-static bool unused_pages_running_low(void)
+static bool unused_pages_fewer(uint64_t limit, unsigned int end)
 {
     const unsigned long step = GiB >> TARGET_PAGE_BITS;
-    uint64_t second = migrate_get_current()->mbps * 125000;
-    uint64_t limit = MAX(DIRTY_AHEAD, second);
     unsigned long page = unused_pages.low_page;
     uint64_t dirty = 0;
     unsigned int i;
 
-    if (!unused_pages_ranges_good()) {
-        return false;
-    }
-    for (i = unused_pages.low; i < unused_pages.end; i++) {
-        UnusedRange *u = &unused_pages.ranges[i];
+    for (i = unused_pages.low; i < end; i++) {
+        UnusedRange *u = unused_pages_range(i);
         unsigned long used = u->rb->used_length >> TARGET_PAGE_BITS;
         unsigned long last = MIN(u->last, used);
 
@@ -563,30 +589,92 @@ static bool unused_pages_running_low(void)
     return true;
 }
 
-/* Waits for the end of an answer, with no other lock */
-static void unused_pages_wait(int64_t deadline)
+/*
+ * Whether the sender is about to come to the end of the windows that were
+ * asked for, if as much is in use of one that was not answered yet as of the
+ * one before.  With bitmap_mutex and in an RCU section.
+ */
+static bool unused_pages_running_low(bool answered)
 {
-    MigrationState *s = migrate_get_current();
+    double second = migrate_get_current()->pages_per_second * TARGET_PAGE_SIZE;
+    uint64_t limit = MAX(DIRTY_AHEAD, second), expected;
+
+    if (answered) {
+        return unused_pages_fewer(limit, unused_pages.end);
+    }
+    expected = unused_pages.pages * TARGET_PAGE_SIZE * unused_pages.in_use;
+    return expected < limit &&
+           unused_pages_fewer(limit - expected, unused_pages.begin);
+}
+
+/* With bitmap_mutex and in an RCU section; @f, if there is a stream already */
+static UnusedPagesStep unused_pages_step(QEMUFile *f, uint64_t *dirty_pages,
+                                         int64_t deadline)
+{
+    UnusedPagesState state = qatomic_read(&unused_pages.state);
+    bool answered = state == UNUSED_PAGES_IDLE;
+    bool armed = false;
+
+    if (state == UNUSED_PAGES_OFF || !unused_pages_ranges_good()) {
+        return UNUSED_PAGES_NOTHING;
+    }
+    unused_pages_fold(dirty_pages);
+    if (answered && unused_pages.pages) {
+        unused_pages.in_use = 1.0 - (double)unused_pages.unused /
+                                    unused_pages.pages;
+    }
+    if (f) {
+        unused_pages_tell(f, answered ? unused_pages.end : unused_pages.begin);
+    }
+    if (unused_pages_has_window() && unused_pages_running_low(answered)) {
+        unused_pages_take(unused_pages_next_size());
+    }
+    if (unused_pages.end < unused_pages.ahead) {
+        if (unused_pages.arm < unused_pages.ahead) {
+            unused_pages_arm(deadline);
+            armed = true;
+        }
+        if (unused_pages.arm == unused_pages.ahead && answered) {
+            return unused_pages_want() ? UNUSED_PAGES_MORE :
+                                         UNUSED_PAGES_NOTHING;
+        }
+    }
+    return armed ? UNUSED_PAGES_MORE :
+           answered ? UNUSED_PAGES_NOTHING : UNUSED_PAGES_WAIT;
+}
+
+static bool unused_pages_cancelled(void)
+{
+    return qatomic_read(&migrate_get_current()->state) !=
+           MIGRATION_STATUS_ACTIVE;
+}
+
+/*
+ * Waits for the end of an answer, with no other lock, and in steps: a
+ * migration that is cancelled signals nothing.  False if it takes too long.
+ */
+static bool unused_pages_wait(void)
+{
+    int64_t left;
 
     QEMU_LOCK_GUARD(&unused_pages.lock);
-    while (unused_pages.state == UNUSED_PAGES_ARMED ||
-           unused_pages.state == UNUSED_PAGES_ASKED) {
-        int64_t left = deadline - qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-
-        if (left <= 0) {
-            trace_unused_pages_timeout();
-            if (unused_pages.provider) {
-                stat64_add(&unused_pages.provider->timeouts, 1);
-            }
-            return;
-        }
-        if (qatomic_read(&s->state) != MIGRATION_STATUS_ACTIVE) {
-            return;
-        }
-        /* In steps: a migration that is cancelled signals nothing */
+    if (unused_pages.state < UNUSED_PAGES_WANTED) {
+        return true;
+    }
+    left = unused_pages.since_ms + unused_pages.left_ms - now_ms();
+    if (left > 0) {
         qemu_cond_timedwait(&unused_pages.answered, &unused_pages.lock,
                             MIN(left, 10));
+        return true;
     }
+    /* Or else the main loop is late, not the guest. */
+    if (unused_pages.state == UNUSED_PAGES_ASKED) {
+        trace_unused_pages_timeout();
+        if (unused_pages.provider) {
+            stat64_add(&unused_pages.provider->timeouts, 1);
+        }
+    }
+    return false;
 }
 
 /* Under the BQL */
@@ -603,20 +691,22 @@ static UnusedPagesReady unused_pages_try_begin(void)
         return ready;
     }
     unused_pages_find_ranges();
-    if (!unused_pages.nr_ranges) {
+    if (!unused_pages.ranges->len) {
         return UNUSED_PAGES_NO_RAM;
     }
     qatomic_set(&unused_pages.asked, true);
     unused_pages.exhausted = false;
-    unused_pages.begin = unused_pages.end = unused_pages.told = 0;
-    unused_pages.low = unused_pages.low_page = 0;
+    unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
+    unused_pages.told = unused_pages.low = unused_pages.low_page = 0;
+    unused_pages.pages = unused_pages.unused = 0;
+    unused_pages.in_use = 1;
     qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
     return UNUSED_PAGES_READY;
 }
 
-static UnusedPagesReady unused_pages_begin(int64_t deadline)
+static UnusedPagesReady unused_pages_begin(void)
 {
-    MigrationState *s = migrate_get_current();
+    int64_t start = now_ms();
     UnusedPagesReady ready;
 
     /* The destination may ask for any page. */
@@ -636,12 +726,13 @@ static UnusedPagesReady unused_pages_begin(int64_t deadline)
         bql_lock();
         ready = unused_pages_try_begin();
         bql_unlock();
+        unused_pages.left_ms = start + WAIT_MS - now_ms();
         /* An answer to whoever asked before, most likely to a migration */
         if ((ready != UNUSED_PAGES_BUSY && ready != UNUSED_PAGES_LATE_BUFFER) ||
-            qemu_clock_get_ms(QEMU_CLOCK_REALTIME) >= deadline) {
+            unused_pages.left_ms <= 0) {
             return ready;
         }
-        if (qatomic_read(&s->state) != MIGRATION_STATUS_ACTIVE) {
+        if (unused_pages_cancelled()) {
             return UNUSED_PAGES_CANCELLED;
         }
         g_usleep(READY_MS * 1000);
@@ -650,60 +741,40 @@ static UnusedPagesReady unused_pages_begin(int64_t deadline)
 
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
 {
-    int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + WAIT_MS;
     UnusedPagesReady ready;
-    bool more;
+    UnusedPagesStep step;
 
     if (!unused_pages.provider) {
         return false;
     }
-    ready = unused_pages_begin(deadline);
+    ready = unused_pages_begin();
+    if (ready == UNUSED_PAGES_READY) {
+        do {
+            if (unused_pages_cancelled()) {
+                break;
+            }
+            WITH_QEMU_LOCK_GUARD(bitmap_mutex) {
+                WITH_RCU_READ_LOCK_GUARD() {
+                    step = unused_pages_step(NULL, dirty_pages, 0);
+                }
+            }
+        } while (step == UNUSED_PAGES_MORE ||
+                 (step == UNUSED_PAGES_WAIT && unused_pages_wait()));
+        if (!unused_pages.end && unused_pages_cancelled()) {
+            ready = UNUSED_PAGES_CANCELLED;
+        }
+    }
     if (ready != UNUSED_PAGES_READY) {
         QEMU_LOCK_GUARD(&unused_pages.lock);
         unused_pages_not_asked(ready);
-        return true;
-    }
-    for (more = unused_pages_has_window(); more; ) {
-        unused_pages_next_window();
-        do {
-            WITH_QEMU_LOCK_GUARD(bitmap_mutex) {
-                WITH_RCU_READ_LOCK_GUARD() {
-                    more = unused_pages_arm(1);
-                }
-            }
-        } while (more);
-        unused_pages_wait(deadline);
-        WITH_QEMU_LOCK_GUARD(bitmap_mutex) {
-            WITH_RCU_READ_LOCK_GUARD() {
-                unused_pages_fold(dirty_pages);
-                more = unused_pages_has_window() &&
-                       unused_pages_running_low() &&
-                       qemu_clock_get_ms(QEMU_CLOCK_REALTIME) < deadline;
-            }
-        }
     }
     return true;
 }
 
 void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages)
 {
-    switch (qatomic_read(&unused_pages.state)) {
-    case UNUSED_PAGES_OFF:
-        break;
-    case UNUSED_PAGES_IDLE:
-        unused_pages_fold(dirty_pages);
-        unused_pages_tell(f);
-        if (unused_pages_has_window() && unused_pages_running_low()) {
-            unused_pages_next_window();
-        }
-        break;
-    case UNUSED_PAGES_ARMING:
-        unused_pages_arm(ARM_AT_ONCE);
-        break;
-    case UNUSED_PAGES_ARMED:
-    case UNUSED_PAGES_ASKED:
-        unused_pages_fold(dirty_pages);
-        break;
+    if (qatomic_read(&unused_pages.state) != UNUSED_PAGES_OFF) {
+        unused_pages_step(f, dirty_pages, now_ms() + ARM_MS);
     }
 }
 

@@ -13,6 +13,9 @@
  * - log_clear takes the range's pages out of the log.  Their dirty bits go,
  *   but only if they were in the log at the last log_sync.
  *
+ * With the property clear-ms log_clear takes so long for each GiB.  cleared
+ * says for how many bytes it was called.
+ *
  * Regions that a display looks at have their log synchronised and cleared for
  * another reason, and are left alone.
  *
@@ -22,11 +25,12 @@
 #include "qemu/osdep.h"
 #include "qemu/bitmap.h"
 #include "qemu/main-loop.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/ram_addr.h"
 #include "hw/core/cpu.h"
-#include "hw/qdev-core.h"
+#include "hw/qdev-properties.h"
 #include "system/qtest.h"
 #include "system/runstate.h"
 #include "system/tcg.h"
@@ -43,6 +47,8 @@ struct LateDirtyLog {
      */
     unsigned long *log;
     size_t nr_pages;
+    uint32_t clear_ms;
+    uint64_t cleared;           /* written with migration's bitmap_mutex */
 };
 
 /* The word of the migration dirty bitmap that @page is in; in an RCU section */
@@ -155,16 +161,22 @@ static void late_log_clear(MemoryListener *listener,
                            MemoryRegionSection *section)
 {
     LateDirtyLog *l = container_of(listener, LateDirtyLog, listener);
+    uint64_t size = int128_get64(section->size);
 
     /* A vCPU that translates code is none of KVM's, and cannot wait. */
-    if (current_cpu || !for_each_word(l, section, clear_word)) {
+    if (current_cpu || !l->log) {
+        return;
+    }
+    g_usleep(l->clear_ms * 1000 * size / GiB);
+    qatomic_set(&l->cleared, l->cleared + size);
+    if (!for_each_word(l, section, clear_word)) {
         return;
     }
     if (tcg_enabled()) {
         wait_for_stores();
         cpu_physical_memory_dirty_bits_cleared(
             memory_region_get_ram_addr(section->mr) +
-            section->offset_within_region, int128_get64(section->size));
+            section->offset_within_region, size);
     }
 }
 
@@ -214,6 +226,13 @@ static void late_dirty_log_realize(DeviceState *dev, Error **errp)
     memory_listener_register(&l->listener, &address_space_memory);
 }
 
+static void late_dirty_log_init(Object *obj)
+{
+    object_property_add_uint64_ptr(obj, "cleared",
+                                   &LATE_DIRTY_LOG(obj)->cleared,
+                                   OBJ_PROP_FLAG_READ);
+}
+
 static void late_dirty_log_unrealize(DeviceState *dev)
 {
     LateDirtyLog *l = LATE_DIRTY_LOG(dev);
@@ -222,6 +241,10 @@ static void late_dirty_log_unrealize(DeviceState *dev)
     g_free(l->log);
 }
 
+static const Property late_dirty_log_properties[] = {
+    DEFINE_PROP_UINT32("clear-ms", LateDirtyLog, clear_ms, 0),
+};
+
 static void late_dirty_log_class_init(ObjectClass *oc, void *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
@@ -229,6 +252,7 @@ static void late_dirty_log_class_init(ObjectClass *oc, void *data)
     dc->desc = "Clears the dirty log as late as KVM may, for tests";
     dc->realize = late_dirty_log_realize;
     dc->unrealize = late_dirty_log_unrealize;
+    device_class_set_props(dc, late_dirty_log_properties);
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
 }
 
@@ -236,6 +260,7 @@ static const TypeInfo late_dirty_log_info = {
     .name = TYPE_LATE_DIRTY_LOG,
     .parent = TYPE_DEVICE,
     .instance_size = sizeof(LateDirtyLog),
+    .instance_init = late_dirty_log_init,
     .class_init = late_dirty_log_class_init,
 };
 

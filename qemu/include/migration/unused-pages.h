@@ -22,7 +22,7 @@ typedef enum UnusedPagesReady {
     UNUSED_PAGES_NO_BUFFER,     /* to ask with has ever come */
     UNUSED_PAGES_LATE_BUFFER,   /* to ask with: it should come */
     UNUSED_PAGES_BUSY,          /* an answer is outstanding: it should end */
-    UNUSED_PAGES_CANCELLED,     /* while that was waited for */
+    UNUSED_PAGES_CANCELLED,     /* while that was waited for, or armed */
     UNUSED_PAGES_READY,
 } UnusedPagesReady;
 
