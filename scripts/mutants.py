@@ -223,6 +223,12 @@ MUTANTS = [
            "    if (answered) {\n        return unused_pages_fewer",
            "    if (answered || true) {\n        return answered && unused_pages_fewer",
            "qtest migrate-arming", "test_migrate_arming: assertion failed"),
+    Mutant("migration: what was written since is zero after a switch to postcopy", UNUSED,
+           "    if (rb->left_out) {\n        bitmap_andnot", "    if (0) {\n        bitmap_andnot",
+           "qtest migrate-postcopy", "holds 0x00 instead of 0x(11|22)"),
+    Mutant("migration: nobody sends what was left out after a switch to postcopy", UNUSED,
+           "    if (!rb->left_out) {\n        return 0;", "    if (1) {\n        return 0;",
+           "qtest migrate-postcopy", "not ok .*migrate-postcopy"),
 ]
 
 

@@ -289,7 +289,12 @@ void unused_pages_expire(void)
 
 void unused_pages_cleanup(void)
 {
+    RAMBlock *rb;
+
     unused_pages_expire();
+    RAMBLOCK_FOREACH(rb) {
+        g_clear_pointer(&rb->left_out, g_free);
+    }
     g_clear_pointer(&unused_pages.ranges, g_array_unref);
     unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
 }
@@ -481,6 +486,10 @@ static bool unused_pages_want(void)
 
         u->bits = bitmap_new(u->last -
                              QEMU_ALIGN_DOWN(u->first, BITS_PER_LONG));
+        if (migrate_postcopy_ram() && !u->rb->left_out) {
+            u->rb->left_out = bitmap_new(u->rb->max_length >>
+                                         TARGET_PAGE_BITS);
+        }
         unused_pages.pages += u->last - u->first;
     }
     unused_pages.since_ms = now_ms();
@@ -493,6 +502,7 @@ static bool unused_pages_want(void)
 /* Returns how many bits of RAMBlock.bmap it cleared. */
 static uint64_t unused_pages_fold_range(UnusedRange *u)
 {
+    unsigned long *left_out = u->rb->left_out;
     unsigned long used = u->rb->used_length >> TARGET_PAGE_BITS;
     unsigned long page = QEMU_ALIGN_DOWN(u->first, BITS_PER_LONG);
     unsigned long *bits = u->bits;
@@ -507,6 +517,9 @@ static uint64_t unused_pages_fold_range(UnusedRange *u)
             bit &= BITMAP_LAST_WORD_MASK(used - page);
         }
         *dirty &= ~bit;
+        if (left_out) {
+            left_out[BIT_WORD(page)] |= bit;
+        }
         cleared += ctpopl(bit);
     }
     return cleared;
@@ -643,6 +656,12 @@ static UnusedPagesStep unused_pages_step(QEMUFile *f, uint64_t *dirty_pages,
            answered ? UNUSED_PAGES_NOTHING : UNUSED_PAGES_WAIT;
 }
 
+/* The guest is to run elsewhere as soon as may be */
+static bool unused_pages_urgent(void)
+{
+    return qatomic_read(&migrate_get_current()->start_postcopy);
+}
+
 static bool unused_pages_cancelled(void)
 {
     return qatomic_read(&migrate_get_current()->state) !=
@@ -709,10 +728,6 @@ static UnusedPagesReady unused_pages_begin(void)
     int64_t start = now_ms();
     UnusedPagesReady ready;
 
-    /* The destination may ask for any page. */
-    if (migrate_postcopy_ram()) {
-        return UNUSED_PAGES_POSTCOPY;
-    }
     /* It is of the memory as it was. */
     if (migrate_background_snapshot()) {
         return UNUSED_PAGES_SNAPSHOT;
@@ -758,8 +773,9 @@ bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
                     step = unused_pages_step(NULL, dirty_pages, 0);
                 }
             }
-        } while (step == UNUSED_PAGES_MORE ||
-                 (step == UNUSED_PAGES_WAIT && unused_pages_wait()));
+        } while (!unused_pages_urgent() &&
+                 (step == UNUSED_PAGES_MORE ||
+                  (step == UNUSED_PAGES_WAIT && unused_pages_wait())));
         if (!unused_pages.end && unused_pages_cancelled()) {
             ready = UNUSED_PAGES_CANCELLED;
         }
@@ -776,6 +792,31 @@ void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages)
     if (qatomic_read(&unused_pages.state) != UNUSED_PAGES_OFF) {
         unused_pages_step(f, dirty_pages, now_ms() + ARM_MS);
     }
+}
+
+void unused_pages_written(RAMBlock *rb)
+{
+    if (rb->left_out) {
+        bitmap_andnot(rb->left_out, rb->left_out, rb->bmap,
+                      rb->used_length >> TARGET_PAGE_BITS);
+    }
+}
+
+uint64_t unused_pages_put_back(RAMBlock *rb)
+{
+    unsigned long pages = rb->used_length >> TARGET_PAGE_BITS;
+
+    if (!rb->left_out) {
+        return 0;
+    }
+    bitmap_or(rb->bmap, rb->bmap, rb->left_out, pages);
+    /* No bit is set in both: they were synchronised */
+    return bitmap_count_one(rb->left_out, pages);
+}
+
+bool unused_pages_left_out(RAMBlock *rb, unsigned long page)
+{
+    return rb->left_out && test_bit(page, rb->left_out);
 }
 
 bool unused_pages_asked(void)

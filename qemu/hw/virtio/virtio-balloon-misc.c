@@ -632,7 +632,6 @@ static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
         { "last-id", m->last_id },
         { "bh-calls", m->worker.bh_calls },
 #define NOT_ASKED(why)  stat64_get(&p->not_asked[UNUSED_PAGES_ ## why])
-        { "not-asked-postcopy", NOT_ASKED(POSTCOPY) },
         { "not-asked-snapshot", NOT_ASKED(SNAPSHOT) },
         { "not-asked-colo", NOT_ASKED(COLO) },
         { "not-asked-stopped", NOT_ASKED(STOPPED) },

@@ -13,7 +13,6 @@
 
 /* Whether migration can ask, and if not, why */
 typedef enum UnusedPagesReady {
-    UNUSED_PAGES_POSTCOPY,      /* is enabled */
     UNUSED_PAGES_SNAPSHOT,      /* in the background */
     UNUSED_PAGES_COLO,
     UNUSED_PAGES_STOPPED,       /* the VM is */
@@ -73,6 +72,15 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how);
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
 /* Applies what has come.  Called with bitmap_mutex, in an RCU section. */
 void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages);
+/*
+ * With postcopy, what was left out has to be sent after all, as pages of zeros.
+ * Called with bitmap_mutex, or when nobody else looks at the bitmaps.
+ */
+/* The block's dirty bits were synchronised */
+void unused_pages_written(RAMBlock *rb);
+/* Returns how many bits of RAMBlock.bmap it set */
+uint64_t unused_pages_put_back(RAMBlock *rb);
+bool unused_pages_left_out(RAMBlock *rb, unsigned long page);
 /* Whether pages were asked for since the last synchronisation */
 bool unused_pages_asked(void);
 

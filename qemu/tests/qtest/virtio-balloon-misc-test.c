@@ -1564,25 +1564,96 @@ static void test_migrate_all(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
-/* With postcopy, the destination may ask for any page. */
+static void recover(Misc *m, Destination *d)
+{
+    g_autofree char *path = g_strdup_printf("%s/recover", d->dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+
+    qtest_qmp_assert_success(m->qts, "{'execute': 'migrate-pause'}");
+    wait_status(m->qts, "postcopy-paused");
+    wait_status(d->qts, "postcopy-paused");
+    qtest_qmp_assert_success(d->qts, "{'execute': 'migrate-recover',"
+                             " 'arguments': {'uri': %s}}", uri);
+    qtest_qmp_assert_success(m->qts, "{'execute': 'migrate',"
+                             " 'arguments': {'uri': %s, 'resume': true}}",
+                             uri);
+    wait_status(m->qts, "postcopy-active");
+    unlink(path);
+}
+
+/*
+ * With postcopy, the destination may ask for any page: once it runs the guest
+ * gets zeros for what was left out, and for what was written since what it is.
+ * As long as it does not, all is as without postcopy.
+ */
 static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
 {
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    const char *how = data;
+    int64_t sent;
     Destination d;
     Misc m;
 
     misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
-    offer(&m);
+    launch_destination(&d, qos_get_current_command_line());
     if (!set_capability(d.qts, "postcopy-ram")) {
         g_test_skip("no userfaultfd");
-    } else {
-        g_assert_true(set_capability(m.qts, "postcopy-ram"));
-        migrate(m.qts, d.uri);
-        wait_status(m.qts, "completed");
-        wait_status(d.qts, "completed");
-        g_assert_cmpint(grown(&m, "requests"), ==, 0);
-        g_assert_cmpint(grown(&m, "not-asked-postcopy"), ==, 1);
+        end_destination(&d);
+        end_source(&m);
+        return;
     }
+    g_assert_true(set_capability(m.qts, "postcopy-ram"));
+    listen_at_destination(&d, true);
+    qtest_memset(m.qts, AREA, 0xa5, 64 * MiB);
+    set_bandwidth(m.qts, 4 * MiB, 1);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate-set-parameters',"
+                             " 'arguments': {'max-postcopy-bandwidth': %d}}",
+                             (int)(64 * KiB));
+    offer(&m);
+    migrate(m.qts, d.uri);
+    wait_request(&m);
+    qtest_memset(m.qts, AREA + 1 * MiB, 0x11, 4096);
+    add_mibs(&m, msg, CONT, AREA, 0xffff);
+    add_answer(&m, msg, DONE, AREA_PFN + 0x2000, 0x2, 8);
+    transmit(&m, msg);
+    qtest_memset(m.qts, AREA + 2 * MiB, 0x22, 4096);
+    wait_counter(&m, "unsent-pages", 16 * 256 + 1);
+    if (how) {
+        wait_status(m.qts, "active");
+        qtest_qmp_assert_success(m.qts, "{'execute': 'migrate-start-postcopy'}");
+        wait_status(m.qts, "postcopy-active");
+        /* Not sent yet, but for who asks for it */
+        check_pages(d.qts, AREA + 1 * MiB, 4096, 0x11);
+        check_pages(d.qts, AREA + 1 * MiB + 4096, 256 * KiB, 0);
+        check_pages(d.qts, AREA + 32 * MiB, 4096, 0xa5);
+        check_pages(d.qts, AREA + 32 * MiB + 4096, 4096, 0);
+        if (g_str_equal(how, "recover")) {
+            recover(&m, &d);
+            check_pages(d.qts, AREA + 2 * MiB, 4096, 0x22);
+            check_pages(d.qts, AREA + 2 * MiB + 4096, 256 * KiB, 0);
+        }
+        qtest_qmp_assert_success(m.qts, "{'execute': 'migrate-set-parameters',"
+                                 " 'arguments': {'max-postcopy-bandwidth': 0}}");
+    } else {
+        set_bandwidth(m.qts, 1 * GiB, 300);
+    }
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    sent = ram_info(m.qts, "normal");
+    g_assert_cmpint(sent, >=, 48 * 256);
+    g_assert_cmpint(sent, <=, 48 * 256 + 2000);
+    if (!how) {
+        sent += ram_info(m.qts, "duplicate");
+        g_assert_cmpint(sent, <=, RAM_PAGES - 16 * 256 + 2000);
+    }
+    check_pages(d.qts, AREA, 1 * MiB, 0);
+    check_pages(d.qts, AREA + 1 * MiB, 4096, 0x11);
+    check_pages(d.qts, AREA + 1 * MiB + 4096, 1 * MiB - 4096, 0);
+    check_pages(d.qts, AREA + 2 * MiB, 4096, 0x22);
+    check_pages(d.qts, AREA + 2 * MiB + 4096, 14 * MiB - 4096, 0);
+    check_pages(d.qts, AREA + 16 * MiB, 16 * MiB + 4096, 0xa5);
+    check_pages(d.qts, AREA + 32 * MiB + 4096, 4096, 0);
+    check_pages(d.qts, AREA + 32 * MiB + 8192, 32 * MiB - 8192, 0xa5);
     end_destination(&d);
     end_source(&m);
 }
@@ -2384,7 +2455,11 @@ static void register_virtio_balloon_misc_test(void)
         { "request-to-registers", test_request_to_registers },
         { "migrate-not-asked", test_migrate_not_asked },
         { "migrate-all", test_migrate_all },
-        { "migrate-postcopy", test_migrate_postcopy },
+        { "migrate-postcopy-off", test_migrate_postcopy },
+        { "migrate-postcopy", test_migrate_postcopy, NULL, (void *)"switch",
+          add_late_log },
+        { "migrate-postcopy-recover", test_migrate_postcopy, NULL,
+          (void *)"recover" },
         { "migrate-ignore-shared", test_migrate_ignore_shared, NULL, NULL,
           add_shared },
         { "migrate-windows", test_migrate_windows, NULL, NULL, add_much_ram },

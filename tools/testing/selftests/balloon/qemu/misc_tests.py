@@ -463,10 +463,35 @@ def misc_migration_late_log_cancelled(run: Run) -> None:
 
 
 @test
+def misc_migration_postcopy_off(run: Run) -> None:
+    """the same with postcopy enabled, but not begun"""
+    left_out(chain(run, 3, "balloon_mem churn 128M", rounds=3, capabilities=["postcopy-ram"]))
+
+
+@test
 def misc_migration_postcopy(run: Run) -> None:
-    """with postcopy the guest is not asked"""
-    for one in chain(run, 1, "balloon_mem churn 64M", capabilities=["postcopy-ram"]):
-        equal("requests", one.misc["requests"], 0)
+    """through a switch to postcopy, in the first round or later, what was left out is zero"""
+    switched: List[Guest] = []
+
+    def switch(guest: Guest) -> None:
+        info = guest.qmp("query-migrate")
+        if guest not in switched and info.get("status") == "active" and \
+           info["ram"]["dirty-sync-count"] > len(switched) % 3 and \
+           guest.stats("misc-vq")["answers"]:
+            guest.qmp("migrate-start-postcopy")
+            switched.append(guest)
+
+    # It would never end by itself.
+    slow = {"max-bandwidth": 128 * MIB, "downtime-limit": 1}
+    moves = chain(run, 6, "balloon_mem churn 256M", during=switch, parameters=slow,
+                  capabilities=["postcopy-ram"])
+    equal("switches", len(switched), len(moves))
+    left_out(moves)
+    print("# MiB sent in each, some of them behind the switch: " + ", ".join(
+        f"{one.info['ram']['normal'] * PAGE // MIB} ({one.info['ram']['postcopy-bytes'] // MIB})"
+        for one in moves))
+    for one in moves:
+        require(one.info["ram"]["postcopy-bytes"] > 0, f"{one.info}")
 
 
 @test
