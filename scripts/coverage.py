@@ -33,7 +33,7 @@ QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-run.c",
         "hw_virtio_virtio-balloon-slice.c", "hw_virtio_virtio-balloon-discard.c",
         "hw_virtio_virtio-balloon-records.c", "hw_virtio_virtio-balloon-inflate.c",
         "hw_virtio_virtio-balloon-misc.c", "migration_sparse-ram.c", "migration_unused-pages.c",
-        "hw_misc_late-dirty-log.c"]
+        "migration_ram-holes.c", "hw_misc_late-dirty-log.c"]
 # Files that were there before, by the names that they have now
 OLD = {"virtio_balloon_core": ("linux", "drivers/virtio/virtio_balloon_core.c"),
        "virtio-balloon": ("qemu", "hw/virtio/virtio-balloon.c")}

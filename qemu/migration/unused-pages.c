@@ -125,8 +125,9 @@ static struct {
     unsigned long arm_page;     /* ...and the page in it */
     unsigned int low;           /* where there are still dirty pages... */
     unsigned long low_page;     /* ...in the windows that were asked for */
-    uint64_t pages;             /* in the window that was asked for... */
-    uint64_t unused;            /* ...and bits that were cleared for it */
+    unsigned long size;         /* of the last window that was taken, pages */
+    uint64_t dirty;             /* bits of the one that was asked for... */
+    uint64_t unused;            /* ...and those that were cleared for it */
     double in_use;              /* of the last window that was answered */
 } unused_pages;
 
@@ -346,7 +347,6 @@ static bool unused_pages_add_range(Int128 start, Int128 len,
         !memory_region_is_ram((MemoryRegion *)mr) ||
         memory_region_is_rom((MemoryRegion *)mr) ||
         memory_region_is_romd((MemoryRegion *)mr) ||
-        memory_region_has_ram_discard_manager((MemoryRegion *)mr) ||
         !QEMU_IS_ALIGNED(u.gpa | size | offset, TARGET_PAGE_SIZE)) {
         return false;
     }
@@ -403,7 +403,7 @@ static uint64_t unused_pages_next_size(void)
         size = second * WINDOW_SECONDS / MAX(unused_pages.in_use, 0.001);
     } else if (unused_pages.end) {
         /* Nothing to be sent yet */
-        size = 2.0 * (unused_pages.pages << TARGET_PAGE_BITS);
+        size = 2.0 * unused_pages.size * TARGET_PAGE_SIZE;
     }
     return MIN(MAX(size, WINDOW_MIN), WINDOW_MAX);
 }
@@ -441,10 +441,17 @@ static void unused_pages_take(uint64_t size)
         next = u->gpa + ((hwaddr)(u->last - u->first) << TARGET_PAGE_BITS);
     }
     unused_pages.ahead = i;
+    unused_pages.size = 0;
+    while (i-- > unused_pages.end) {
+        UnusedRange *u = unused_pages_range(i);
+
+        unused_pages.size += u->last - u->first;
+    }
     unused_pages.arm = unused_pages.end;
     unused_pages.arm_page = unused_pages_range(unused_pages.arm)->first;
     trace_unused_pages_window(unused_pages_range(unused_pages.end)->gpa,
-                              unused_pages_window_size(unused_pages.end, i));
+                              unused_pages_window_size(unused_pages.end,
+                                                       unused_pages.ahead));
 }
 
 /* With bitmap_mutex and in an RCU section: at least a chunk */
@@ -468,7 +475,10 @@ static void unused_pages_arm(int64_t deadline)
     } while (now_ms() < deadline);
 }
 
-/* Has the window that is armed asked for, after the last one was folded */
+/*
+ * Has the window that is armed asked for, after the last one was folded.  With
+ * bitmap_mutex and in an RCU section.
+ */
 static bool unused_pages_want(void)
 {
     unsigned int i;
@@ -480,9 +490,10 @@ static bool unused_pages_want(void)
     unused_pages_free_window();
     unused_pages.begin = unused_pages.end;
     unused_pages.end = unused_pages.ahead;
-    unused_pages.pages = unused_pages.unused = 0;
+    unused_pages.dirty = unused_pages.unused = 0;
     for (i = unused_pages.begin; i < unused_pages.end; i++) {
         UnusedRange *u = unused_pages_range(i);
+        unsigned long used = u->rb->used_length >> TARGET_PAGE_BITS;
 
         u->bits = bitmap_new(u->last -
                              QEMU_ALIGN_DOWN(u->first, BITS_PER_LONG));
@@ -490,7 +501,10 @@ static bool unused_pages_want(void)
             u->rb->left_out = bitmap_new(u->rb->max_length >>
                                          TARGET_PAGE_BITS);
         }
-        unused_pages.pages += u->last - u->first;
+        if (u->first < used) {
+            unused_pages.dirty += bitmap_count_one_with_offset(
+                u->rb->bmap, u->first, MIN(u->last, used) - u->first);
+        }
     }
     unused_pages.since_ms = now_ms();
     /* Arm before ask: the lock orders the two */
@@ -615,7 +629,7 @@ static bool unused_pages_running_low(bool answered)
     if (answered) {
         return unused_pages_fewer(limit, unused_pages.end);
     }
-    expected = unused_pages.pages * TARGET_PAGE_SIZE * unused_pages.in_use;
+    expected = unused_pages.dirty * TARGET_PAGE_SIZE * unused_pages.in_use;
     return expected < limit &&
            unused_pages_fewer(limit - expected, unused_pages.begin);
 }
@@ -632,9 +646,9 @@ static UnusedPagesStep unused_pages_step(QEMUFile *f, uint64_t *dirty_pages,
         return UNUSED_PAGES_NOTHING;
     }
     unused_pages_fold(dirty_pages);
-    if (answered && unused_pages.pages) {
-        unused_pages.in_use = 1.0 - (double)unused_pages.unused /
-                                    unused_pages.pages;
+    if (answered && unused_pages.end) {
+        unused_pages.in_use = unused_pages.dirty ?
+            1.0 - (double)unused_pages.unused / unused_pages.dirty : 0;
     }
     if (f) {
         unused_pages_tell(f, answered ? unused_pages.end : unused_pages.begin);
@@ -717,7 +731,6 @@ static UnusedPagesReady unused_pages_try_begin(void)
     unused_pages.exhausted = false;
     unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
     unused_pages.told = unused_pages.low = unused_pages.low_page = 0;
-    unused_pages.pages = unused_pages.unused = 0;
     unused_pages.in_use = 1;
     qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
     return UNUSED_PAGES_READY;

@@ -91,7 +91,7 @@ build_qemu_step() {
 # Meson has no flags for single files.
 configure_qemu_gcov() {
 	configure_qemu_lab "$@"
-	awk '/^build / { ours = /c_COMPILER .*(hw\/virtio\/virtio-balloon(-[a-z]*)?|unused-pages|sparse-ram|late-dirty-log)\.c( |$)/
+	awk '/^build / { ours = /c_COMPILER .*(hw\/virtio\/virtio-balloon(-[a-z]*)?|unused-pages|sparse-ram|ram-holes|late-dirty-log)\.c( |$)/
 			 link = /^build qemu-system-x86_64: [a-z]*_LINKER/ }
 	     / --coverage$/ { print; next }
 	     ours && /^ ARGS = / || link && /^ LINK_ARGS = / { $0 = $0 " --coverage" }
