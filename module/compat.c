@@ -12,6 +12,7 @@
 #include <linux/nodemask.h>
 #include <linux/notifier.h>
 #include <linux/sched.h>
+#include <linux/unused_pages.h>
 #include <linux/vmstat.h>
 
 /* Blocks that are held while there is more to be reclaimed, and ticks to wait for that. */
@@ -108,6 +109,30 @@ unsigned long balloon_compat_reclaim(struct zonelist *zonelist, int order, gfp_t
 	list_for_each_entry_safe(page, next, &pages, lru)
 		__free_pages(page, MAX_PAGE_ORDER);
 	return balloon_compat_reclaimed() - before;
+}
+
+/*
+ * Nothing of mm/spare_pages.c is for a module: the free lists, reclaim without an
+ * allocation, and compaction are mm's. The host hears that it is not to be had.
+ */
+int take_unused_pages(struct list_head *pages, unsigned long *pfn, unsigned long end_pfn,
+		      unsigned long nr_pages)
+{
+	return -EOPNOTSUPP;
+}
+
+void put_unused_pages(struct list_head *pages)
+{
+}
+
+long reclaim_unused_pages(unsigned long nr_pages, bool may_swap)
+{
+	return -EOPNOTSUPP;
+}
+
+long compact_unused_pages(void)
+{
+	return -EOPNOTSUPP;
 }
 
 /* How far memory reaches; only ever grows, as max_pfn does. */

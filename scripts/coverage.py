@@ -26,14 +26,16 @@ sys.path.insert(0, str(LAB))
 from lab import artifact  # noqa: E402 pylint: disable=import-error, wrong-import-position
 from series import Series  # noqa: E402 pylint: disable=wrong-import-position
 
-KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/unused_pages",
+KERNEL = ["mm/page_bitmap", "mm/balloon_pages", "mm/spare_pages", "mm/unused_pages",
           "drivers/virtio/virtio_balloon_core", "drivers/virtio/virtio_balloon_bitmap",
-          "drivers/virtio/virtio_balloon_misc", "drivers/virtio/virtio_balloon_take"]
+          "drivers/virtio/virtio_balloon_jobs", "drivers/virtio/virtio_balloon_misc",
+          "drivers/virtio/virtio_balloon_take"]
 QEMU = ["hw_virtio_virtio-balloon.c", "hw_virtio_virtio-balloon-run.c",
         "hw_virtio_virtio-balloon-slice.c", "hw_virtio_virtio-balloon-discard.c",
         "hw_virtio_virtio-balloon-records.c", "hw_virtio_virtio-balloon-inflate.c",
-        "hw_virtio_virtio-balloon-misc.c", "migration_sparse-ram.c", "migration_unused-pages.c",
-        "migration_ram-holes.c", "hw_misc_late-dirty-log.c"]
+        "hw_virtio_virtio-balloon-misc.c", "hw_virtio_virtio-balloon-request.c",
+        "migration_sparse-ram.c", "migration_unused-pages.c", "migration_ram-holes.c",
+        "hw_misc_late-dirty-log.c"]
 # Files that were there before, by the names that they have now
 OLD = {"virtio_balloon_core": ("linux", "drivers/virtio/virtio_balloon_core.c"),
        "virtio-balloon": ("qemu", "hw/virtio/virtio-balloon.c")}

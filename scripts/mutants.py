@@ -51,11 +51,11 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant("1 the last word of a bitmap is not sent", BITMAP,
-           """	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
-				       words + start, end - start);
+           """	to = balloon_bitmap_put_record(to, cmd, req_id, seg->base + start * 64, words + start,
+				       end - start);
 	return""",
-           """	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
-				       words + start, end - start - 1);
+           """	to = balloon_bitmap_put_record(to, cmd, req_id, seg->base + start * 64, words + start,
+				       end - start - 1);
 	return""", "kunit", r"not ok \d+ balloon_record_"),
     Mutant("1 the host reads beyond the buffer", RECORDS,
            "    if (len > room) {", "    if (0) {",
@@ -146,6 +146,13 @@ MUTANTS = [
     Mutant("who must have the place of a page is put off as compaction is", BITMAP,
            "	       (must || time_after_eq64(", "	       (time_after_eq64(",
            "contiguous", "write error: Cannot allocate memory|ended with 1"),
+    Mutant("trim: pages are put back before the device has used the message", MISC,
+           "	misc->inflight = true;\n	if (end)",
+           "	misc->inflight = true;\n	put_unused_pages(&misc->taken);\n	if (end)",
+           "kunit", "a page that somebody may use is trimmed"),
+    Mutant("trim: nothing is kept for others", "mm/spare_pages.c",
+           "low_wmark_pages(zone) + (1UL << order)", "0",
+           "kunit", r"not ok \d+ spare_watermark"),
     # Of what is in the module, too, that is built in seconds.
     Mutant("take: the device's granule is not read", TAKE,
            "	take->granule = balloon_take_granule(shift);", "	take->granule = 0;",

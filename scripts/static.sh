@@ -15,9 +15,10 @@ cd "$top"
 
 # Our C files of the kernel. The driver is judged as if it were ours as well.
 ours() { scripts/series.py inputs linux | grep '\.[ch]$'; }
-objects="mm/page_alloc.o mm/page_bitmap.o mm/balloon_pages.o mm/unused_pages.o mm/tests/page_bitmap_kunit.o
-	mm/tests/balloon_pages_kunit.o mm/tests/unused_pages_kunit.o
-	drivers/virtio/virtio_balloon_core.o drivers/virtio/virtio_balloon_bitmap.o drivers/virtio/virtio_balloon_misc.o
+objects="mm/page_alloc.o mm/page_bitmap.o mm/balloon_pages.o mm/spare_pages.o mm/unused_pages.o mm/tests/page_bitmap_kunit.o
+	mm/tests/balloon_pages_kunit.o mm/tests/spare_pages_kunit.o mm/tests/unused_pages_kunit.o
+	drivers/virtio/virtio_balloon_core.o drivers/virtio/virtio_balloon_bitmap.o
+	drivers/virtio/virtio_balloon_jobs.o drivers/virtio/virtio_balloon_misc.o
 	drivers/virtio/virtio_balloon_take.o drivers/virtio/tests/virtio_balloon_take_kunit.o
 	drivers/virtio/tests/virtio_balloon_bitmap_kunit.o drivers/virtio/tests/virtio_balloon_misc_kunit.o
 	drivers/virtio/tests/virtio_balloon_device_kunit.o"
@@ -103,7 +104,7 @@ htmldocs() {
 	# Debian's Sphinx is older than 6.12 would like for PDF; HTML is fine.
 	make -C "$src" SPHINXDIRS="driver-api/virtio mm" BUILDDIR="$BUILD/htmldocs" htmldocs \
 		>"$BUILD/htmldocs.log" 2>&1
-	if grep -E '(balloon|page_bitmap|unused_pages).*(WARNING|ERROR)' "$BUILD/htmldocs.log"; then
+	if grep -E '(balloon|page_bitmap|(spare|unused)_pages).*(WARNING|ERROR)' "$BUILD/htmldocs.log"; then
 		return 1
 	fi
 	ls "$BUILD/htmldocs/driver-api/virtio/balloon.html" "$BUILD/htmldocs/mm/unused_pages.html" >/dev/null

@@ -130,13 +130,14 @@ bool balloon_bitmap_migratable(const struct balloon_bitmap *bb, bool must)
 	       (must || time_after_eq64(get_jiffies_64(), bb->moved + BALLOON_BITMAP_SETTLE));
 }
 
-static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,
+static void *balloon_bitmap_put_record(void *to, u16 cmd, u64 req_id, unsigned long pfn,
 				       const __le64 *words, unsigned int nr)
 {
 	struct virtio_balloon_bmap_hdr *hdr = to;
 
 	memmove(hdr + 1, words, nr * sizeof(*words));
 	*hdr = (struct virtio_balloon_bmap_hdr) {
+		.cmd = cpu_to_le16(cmd),
 		.page_shift = cpu_to_le16(PAGE_SHIFT),
 		.req_id = cpu_to_le64(req_id),
 		.start_pfn = cpu_to_le64(pfn),
@@ -148,7 +149,9 @@ static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,
 /**
  * balloon_bitmap_pack() - turn a segment into records, in its own memory
  * @seg: the segment; its bits are lost
- * @req_id: the request that is answered; 0 on the inflate and the deflate queue
+ * @cmd: the command of the request that is answered; 0 on the inflate and the
+ *	deflate queue
+ * @req_id: its id, or 0 likewise
  *
  * Words of zeros at either end are left out, and so are those between, as soon
  * as they take more room than a further header. A record is never longer than
@@ -157,7 +160,7 @@ static void *balloon_bitmap_put_record(void *to, u64 req_id, unsigned long pfn,
  *
  * Return: the length of all records in bytes, from the start of the buffer.
  */
-unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id)
+unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u16 cmd, u64 req_id)
 {
 	const __le64 *words = page_bitmap_seg_words(seg);
 	unsigned int i = seg->lo, start = seg->lo, end = seg->lo;
@@ -167,14 +170,15 @@ unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id)
 		if (!words[i])
 			continue;
 		if (i - end > BALLOON_BITMAP_GAP) {
-			to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
-						       words + start, end - start);
+			to = balloon_bitmap_put_record(to, cmd, req_id,
+						       seg->base + start * 64, words + start,
+						       end - start);
 			start = i;
 		}
 		end = i + 1;
 	}
-	to = balloon_bitmap_put_record(to, req_id, seg->base + start * 64,
-				       words + start, end - start);
+	to = balloon_bitmap_put_record(to, cmd, req_id, seg->base + start * 64, words + start,
+				       end - start);
 	return to - seg->buf;
 }
 EXPORT_SYMBOL_IF_KUNIT(balloon_bitmap_pack);
@@ -288,7 +292,7 @@ static int balloon_bitmap_flush(struct balloon_bitmap *bb, struct virtqueue *vq)
 		for (i = 0; i < nr; i++) {
 			struct page_bitmap_seg *seg = &pages->segs[done + i];
 
-			sg_set_buf(&bb->sg[i], seg->buf, balloon_bitmap_pack(seg, 0));
+			sg_set_buf(&bb->sg[i], seg->buf, balloon_bitmap_pack(seg, 0, 0));
 		}
 
 		/* The ring has room for any message once it is empty. */

@@ -99,7 +99,7 @@ bool balloon_bitmap_usable(const struct balloon_bitmap *bb);
 bool balloon_bitmap_migratable(const struct balloon_bitmap *bb, bool must);
 void balloon_bitmap_migrate(struct balloon_bitmap *bb, struct page *newpage,
 			    struct page *page);
-unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u64 req_id);
+unsigned int balloon_bitmap_pack(struct page_bitmap_seg *seg, u16 cmd, u64 req_id);
 int balloon_wait_used(struct virtqueue *vq, wait_queue_head_t *acked,
 		      unsigned int *inflight, unsigned int left);
 

@@ -3,6 +3,7 @@
  * Answer what the device of a virtio balloon asks on the misc queue.
  */
 #include <linux/array_size.h>
+#include <linux/list.h>
 #include <linux/math.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
@@ -25,8 +26,8 @@
 /* Bytes that are looked at before it is looked whether to stop. */
 #define BALLOON_MISC_STEP	SZ_4G
 
-/* What balloon_bitmap_pack() writes as the command of a record. */
-static_assert(VIRTIO_BALLOON_REQ_UNUSED_PAGES == 0);
+/* Pages, more or less, that nobody can use until the device has used a message */
+#define BALLOON_MISC_TAKEN	(SZ_64M >> PAGE_SHIFT)
 
 static_assert((BALLOON_MISC_MSG_SEGS + 1) * PAGE_BITMAP_SEG_SIZE <=
 	      VIRTIO_BALLOON_BMAP_MAX_MSG);
@@ -80,8 +81,54 @@ static int balloon_misc_next_unused(struct balloon_misc *misc)
 	return more ?: misc->pfn == end && end < misc->end_pfn;
 }
 
-/* VIRTIO_BALLOON_REQ_UNUSED_PAGES: the whole pages of the range */
-static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payload)
+/* Name the taken pages in the bitmap, and put back those for which it has no room. */
+static bool balloon_misc_name_taken(struct balloon_misc *misc)
+{
+	struct page *page;
+
+	list_for_each_entry(page, &misc->taken, lru) {
+		unsigned long pfn = page_to_pfn(page), first = pfn;
+		unsigned long end = pfn + (1UL << page_private(page));
+		LIST_HEAD(named);
+
+		while (pfn < end) {
+			long n = page_bitmap_set(&misc->pages, pfn, end - pfn, BALLOON_MISC_GFP);
+
+			if (n < 0)
+				break;
+			pfn += n;
+		}
+		/* Of a block that has room for a part of it no more than that is named. */
+		if (pfn > first)
+			continue;
+		misc->pfn = first;
+		list_cut_before(&named, &misc->taken, &page->lru);
+		put_unused_pages(&misc->taken);
+		list_splice(&named, &misc->taken);
+		return false;
+	}
+	return true;
+}
+
+static int balloon_misc_next_trim(struct balloon_misc *misc)
+{
+	unsigned long end = misc->end_pfn;
+	int more;
+
+	if (end - misc->pfn > BALLOON_MISC_STEP >> PAGE_SHIFT)
+		end = misc->pfn + (BALLOON_MISC_STEP >> PAGE_SHIFT);
+	more = take_unused_pages(&misc->taken, &misc->pfn, end, BALLOON_MISC_TAKEN);
+	if (more < 0)
+		return more;
+	if (!balloon_misc_name_taken(misc))
+		return 1;
+	/* Memory ends where it did not come to @end. */
+	return more ?: misc->pfn >= end && misc->pfn < misc->end_pfn;
+}
+
+/* The whole pages of the range that the device asks for */
+static int balloon_misc_range(struct balloon_misc *misc, const void *payload,
+			      int (*next)(struct balloon_misc *misc))
 {
 	const struct virtio_balloon_req_range *range = payload;
 	unsigned int shift = le16_to_cpu(range->page_shift);
@@ -102,9 +149,21 @@ static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payloa
 		start++;
 	misc->end_pfn = min_t(u64, last, ULONG_MAX);
 	misc->pfn = min_t(u64, start, misc->end_pfn);
-	misc->next = balloon_misc_next_unused;
+	misc->next = next;
 	drain_unused_pages(misc->pfn, misc->end_pfn);
 	return 0;
+}
+
+/* VIRTIO_BALLOON_REQ_UNUSED_PAGES */
+static int balloon_misc_get_unused(struct balloon_misc *misc, const void *payload)
+{
+	return balloon_misc_range(misc, payload, balloon_misc_next_unused);
+}
+
+/* VIRTIO_BALLOON_REQ_TRIM */
+static int balloon_misc_trim(struct balloon_misc *misc, const void *payload)
+{
+	return balloon_misc_range(misc, payload, balloon_misc_next_trim);
 }
 
 /* What the device can ask: bytes that follow the header, and how it begins. */
@@ -115,6 +174,20 @@ static const struct balloon_misc_request {
 	[VIRTIO_BALLOON_REQ_UNUSED_PAGES] = {
 		.len = sizeof(struct virtio_balloon_req_range),
 		.begin = balloon_misc_get_unused,
+	},
+	[VIRTIO_BALLOON_REQ_TRIM] = {
+		.len = sizeof(struct virtio_balloon_req_range),
+		.begin = balloon_misc_trim,
+	},
+	[VIRTIO_BALLOON_REQ_RECLAIM] = {
+		.len = sizeof(struct virtio_balloon_req_reclaim),
+		.begin = balloon_job_reclaim,
+	},
+	[VIRTIO_BALLOON_REQ_COMPACT] = {
+		.begin = balloon_job_compact,
+	},
+	[VIRTIO_BALLOON_REQ_SYNC] = {
+		.begin = balloon_job_sync,
 	},
 };
 
@@ -132,6 +205,7 @@ VISIBLE_IF_KUNIT int balloon_misc_parse(struct balloon_misc *misc, const void *b
 	unsigned int cmd;
 
 	misc->id = 0;
+	misc->job.step = NULL;
 	misc->end = (struct virtio_balloon_bmap_hdr) {
 		.page_shift = cpu_to_le16(PAGE_SHIFT),
 		.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_DONE),
@@ -165,6 +239,15 @@ static void balloon_misc_begin(struct balloon_misc *misc, size_t len)
 		dev_warn(&misc->vdev->dev, "cannot answer request %u of %zu bytes (further ones are not reported)\n",
 			 le16_to_cpu(((struct virtio_balloon_req_hdr *)buf)->cmd), len);
 	}
+	if (!err && misc->job.step) {
+		misc->job.done = false;
+		misc->job.result = 0;
+		misc->job.vain = 0;
+		misc->more = false;
+		misc->state = BALLOON_MISC_JOB;
+		balloon_job_queue(misc);
+		return;
+	}
 	if (!err)
 		err = page_bitmap_init(&misc->pages,
 				       min(virtqueue_get_vring_size(misc->vq),
@@ -172,6 +255,16 @@ static void balloon_misc_begin(struct balloon_misc *misc, size_t len)
 	if (err)
 		misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
 	misc->more = !err;
+	misc->state = BALLOON_MISC_ANSWER;
+}
+
+/* The job is done. */
+static void balloon_misc_answer_job(struct balloon_misc *misc)
+{
+	if (misc->job.err)
+		misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
+	else
+		misc->end.start_pfn = cpu_to_le64(misc->job.result);
 	misc->state = BALLOON_MISC_ANSWER;
 }
 
@@ -197,7 +290,8 @@ static int balloon_misc_send(struct balloon_misc *misc)
 	for (i = 0; i < pages->nr_segs; i++) {
 		struct page_bitmap_seg *seg = &pages->segs[i];
 
-		sg_set_buf(&misc->sg[nr++], seg->buf, balloon_bitmap_pack(seg, misc->id));
+		sg_set_buf(&misc->sg[nr++], seg->buf,
+			   balloon_bitmap_pack(seg, le16_to_cpu(misc->end.cmd), misc->id));
 	}
 	end = !misc->more && nr < virtqueue_get_vring_size(misc->vq);
 	if (end)
@@ -230,6 +324,7 @@ static int balloon_misc_offer(struct balloon_misc *misc)
 static void balloon_misc_forget(struct balloon_misc *misc)
 {
 	page_bitmap_destroy(&misc->pages);
+	put_unused_pages(&misc->taken);
 	misc->inflight = false;
 	misc->state = BALLOON_MISC_IDLE;
 }
@@ -248,6 +343,7 @@ static bool balloon_misc_reap(struct balloon_misc *misc)
 	}
 	misc->inflight = false;
 	page_bitmap_reset(&misc->pages);
+	put_unused_pages(&misc->taken);
 	if (misc->state == BALLOON_MISC_END)
 		balloon_misc_forget(misc);
 	return true;
@@ -266,6 +362,9 @@ static void balloon_misc_func(struct work_struct *work)
 			continue;
 		if (misc->state == BALLOON_MISC_IDLE)
 			err = balloon_misc_offer(misc);
+		/* Pairs with the store in balloon_job_func(). */
+		else if (misc->state == BALLOON_MISC_JOB && smp_load_acquire(&misc->job.done))
+			balloon_misc_answer_job(misc);
 		else if (misc->state == BALLOON_MISC_ANSWER && !misc->inflight)
 			err = balloon_misc_send(misc);
 		else
@@ -287,7 +386,9 @@ void balloon_misc_init(struct balloon_misc *misc, struct virtio_device *vdev)
 	misc->vdev = vdev;
 	misc->stopped = true;
 	spin_lock_init(&misc->lock);
+	INIT_LIST_HEAD(&misc->taken);
 	INIT_WORK(&misc->work, balloon_misc_func);
+	balloon_job_init(&misc->job);
 }
 
 /**
@@ -340,14 +441,17 @@ void balloon_misc_notify(struct balloon_misc *misc)
  * Context: Process context, balloon_lock is not held. Waits for the work item,
  * which does not wait for the device: at most for as long as it takes to look
  * at BALLOON_MISC_STEP, and for memory that is going on or off line. For that
- * the balloon must not hold what it cannot give back.
+ * the balloon must not hold what it cannot give back. And for a part of a job, which
+ * may wait for a disk.
  */
 void balloon_misc_stop(struct balloon_misc *misc)
 {
 	spin_lock_irq(&misc->lock);
 	WRITE_ONCE(misc->stopped, true);
 	spin_unlock_irq(&misc->lock);
+	/* The one may queue the other, but not the other way round any more. */
 	cancel_work_sync(&misc->work);
+	cancel_work_sync(&misc->job.work);
 }
 
 /**

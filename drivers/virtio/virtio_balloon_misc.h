@@ -8,10 +8,12 @@
  * answer:  records with the request's id, as many messages as it takes; the
  *          flag of the last record ends it
  * message: a buffer of records, see virtio_balloon_bitmap.h; one at a time
+ * job:     a request that is answered by a number, see virtio_balloon_jobs.c
  *
- * All work is done by one work item, which never sleeps for the device: it
- * does what it can and returns, and the queue's callback queues it again. So
- * there is nothing that a device which is gone could keep waiting.
+ * All work with the queue is done by one work item, which never sleeps for the
+ * device: it does what it can and returns, and the queue's callback queues it again.
+ * So there is nothing that a device which is gone could keep waiting. A job has
+ * another one, which queues this one when it is done.
  *
  * No lock of the driver is taken but @lock, for an instant; for those of mm see
  * get_unused_pages(). Memory is taken when a request comes and given back when
@@ -37,14 +39,41 @@ struct virtqueue;
  * enum balloon_misc_state - how far the queue has come
  * @BALLOON_MISC_IDLE: the device has no buffer to ask in
  * @BALLOON_MISC_OFFERED: it has one
+ * @BALLOON_MISC_JOB: a job is being done
  * @BALLOON_MISC_ANSWER: a request is being answered
  * @BALLOON_MISC_END: the last record of the answer is on its way
  */
 enum balloon_misc_state {
 	BALLOON_MISC_IDLE,
 	BALLOON_MISC_OFFERED,
+	BALLOON_MISC_JOB,
 	BALLOON_MISC_ANSWER,
 	BALLOON_MISC_END,
+};
+
+/**
+ * struct balloon_job - what is answered by a number
+ * @work: does a part of it
+ * @step: does so: 1 if there is more to do, 0 if not, or an error; NULL when the
+ *	request is no job
+ * @done: the last part was done
+ * @err: what became of it
+ * @result: the answer
+ * @bytes: how much is to be reclaimed
+ * @end: jiffies when that is to end
+ * @swap: memory may be swapped for it
+ * @vain: parts that brought nothing
+ */
+struct balloon_job {
+	struct work_struct work;
+	int (*step)(struct balloon_job *job);
+	bool done;
+	int err;
+	u64 result;
+	u64 bytes;
+	unsigned long end;
+	bool swap;
+	unsigned int vain;
 };
 
 /**
@@ -63,10 +92,12 @@ enum balloon_misc_state {
  * @pfn: page frame to go on from
  * @end_pfn: page frame to end before
  * @pages: what the message in flight says
+ * @taken: pages of the message in flight that nobody may use meanwhile
  * @inflight: the device has not used the last message
  * @sg: the message that is being built
  * @end: the record that ends an answer
  * @buf: the buffer in which the device asks
+ * @job: what is done meanwhile
  */
 struct balloon_misc {
 	struct virtio_device *vdev;
@@ -84,10 +115,12 @@ struct balloon_misc {
 	unsigned long pfn;
 	unsigned long end_pfn;
 	struct page_bitmap pages;
+	struct list_head taken;
 	bool inflight;
 	struct scatterlist sg[BALLOON_MISC_MSG_SEGS + 1];
 	struct virtio_balloon_bmap_hdr end;
 	__le64 buf[VIRTIO_BALLOON_REQ_LEN / sizeof(__le64)];
+	struct balloon_job job;
 };
 
 void balloon_misc_validate(struct virtio_device *vdev);
@@ -97,6 +130,12 @@ void balloon_misc_start(struct balloon_misc *misc);
 void balloon_misc_notify(struct balloon_misc *misc);
 void balloon_misc_stop(struct balloon_misc *misc);
 void balloon_misc_detach(struct balloon_misc *misc);
+
+int balloon_job_reclaim(struct balloon_misc *misc, const void *payload);
+int balloon_job_compact(struct balloon_misc *misc, const void *payload);
+int balloon_job_sync(struct balloon_misc *misc, const void *payload);
+void balloon_job_queue(struct balloon_misc *misc);
+void balloon_job_init(struct balloon_job *job);
 
 #if IS_ENABLED(CONFIG_KUNIT)
 int balloon_misc_parse(struct balloon_misc *misc, const void *buf, size_t len);

@@ -8,6 +8,7 @@
 #include <linux/gfp_types.h>
 #include <linux/mmzone.h>
 
+struct list_head;
 struct page_bitmap;
 
 /*
@@ -19,6 +20,12 @@ struct page_bitmap;
 void drain_unused_pages(unsigned long pfn, unsigned long end_pfn);
 int get_unused_pages(struct page_bitmap *pb, unsigned long *pfn,
 		     unsigned long end_pfn, gfp_t gfp);
+
+int take_unused_pages(struct list_head *pages, unsigned long *pfn, unsigned long end_pfn,
+		      unsigned long nr_pages);
+void put_unused_pages(struct list_head *pages);
+long reclaim_unused_pages(unsigned long nr_pages, bool may_swap);
+long compact_unused_pages(void);
 
 #if IS_ENABLED(CONFIG_KUNIT)
 unsigned long unused_pages_slice(unsigned long pfn, unsigned long end_pfn,

@@ -42,7 +42,7 @@ install_guest() {
 	fi
 	local m
 	for m in lib/kunit/kunit drivers/virtio/virtio_balloon mm/tests/page_bitmap_kunit mm/tests/balloon_pages_kunit \
-		mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
+		mm/tests/spare_pages_kunit mm/tests/unused_pages_kunit drivers/virtio/tests/virtio_balloon_misc_kunit \
 		drivers/virtio/tests/virtio_balloon_bitmap_kunit drivers/virtio/tests/virtio_balloon_take_kunit \
 		drivers/virtio/tests/virtio_balloon_device_kunit; do
 		[ -e "$1/$m.ko" ] || continue
@@ -66,8 +66,8 @@ make_guest_debug() {
 # instrument VARIABLE: in kflags, for our files
 instrument() {
 	local m
-	for m in page_bitmap balloon_pages unused_pages virtio_balloon_core virtio_balloon_bitmap \
-		virtio_balloon_misc virtio_balloon_take; do
+	for m in page_bitmap balloon_pages spare_pages unused_pages virtio_balloon_core virtio_balloon_bitmap \
+		virtio_balloon_jobs virtio_balloon_misc virtio_balloon_take; do
 		kflags+=("$1_$m.o=y")
 	done
 }

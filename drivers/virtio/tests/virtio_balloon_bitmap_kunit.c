@@ -14,6 +14,7 @@
 #define SEG	PAGE_BITMAP_SEG_PAGES
 #define HDR	sizeof(struct virtio_balloon_bmap_hdr)
 #define REQ_ID	0x123456789abcdef0ULL
+#define CMD	0x4321
 
 struct balloon_test {
 	struct page_bitmap pb;
@@ -62,7 +63,7 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 	struct page_bitmap_seg *seg = &bt->pb.segs[0];
 	unsigned int nr = 0, pos = 0, wrong = 0, i;
 
-	*len = balloon_bitmap_pack(seg, REQ_ID);
+	*len = balloon_bitmap_pack(seg, CMD, REQ_ID);
 	KUNIT_ASSERT_LE(test, *len, PAGE_BITMAP_SEG_SIZE);
 
 	while (pos < *len) {
@@ -71,7 +72,7 @@ static unsigned int pack(struct kunit *test, unsigned int *len)
 		u64 bytes = le64_to_cpu(hdr->bmap_len);
 		const u8 *bits = (const u8 *)(hdr + 1);
 
-		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->cmd), 0);
+		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->cmd), CMD);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->flag), 0);
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(hdr->reserved), 0);
 		KUNIT_EXPECT_EQ(test, le64_to_cpu(hdr->req_id), REQ_ID);
@@ -197,7 +198,7 @@ static void balloon_record_spoilt(struct kunit *test)
 
 	put(test, 64, 1);
 	put(test, SEG - 1, 1);
-	balloon_bitmap_pack(seg, REQ_ID);
+	balloon_bitmap_pack(seg, CMD, REQ_ID);
 	memset(seg->buf, 0xff, HDR);
 	KUNIT_EXPECT_TRUE(test, balloon_bitmap_packed(seg, 3 * SEG + 65));
 	memset(seg->buf, 0, HDR);

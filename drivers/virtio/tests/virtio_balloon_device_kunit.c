@@ -24,6 +24,7 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include <linux/unused_pages.h>
 #include <linux/virtio.h>
 #include <linux/virtio_balloon.h>
 #include <linux/virtio_config.h>
@@ -127,6 +128,7 @@ struct device_double {
 	unsigned int request_len;	/* 0: nothing to ask */
 	u64 id;
 	unsigned long reported;
+	u64 number;			/* that was the last answer */
 	unsigned int answers, errors;
 	unsigned int hints;		/* buffers on the hint queue */
 };
@@ -300,6 +302,17 @@ static void move_page(struct device_double *d, unsigned long pfn, bool in)
 		memset_page(pfn_to_page(pfn), 0, 0xb5, PAGE_SIZE);
 }
 
+/* Nobody may have the page now, or find what was in it when they get it. */
+static void trim_page(struct device_double *d, unsigned long pfn)
+{
+	struct page *page = pfn_to_online_page(pfn);
+
+	if (!page || page_ref_count(page) || PageBuddy(page))
+		wrong(d, "a page that somebody may use is trimmed");
+	else if (!d->lenient && !IS_ENABLED(CONFIG_KASAN) && !debug_pagealloc_enabled())
+		memset_page(page, 0, 0xb5, PAGE_SIZE);
+}
+
 /* The bits of one record, that is legal so far. */
 static void take_bits(struct device_double *d, enum role role, unsigned long base,
 		      const u8 *bits, unsigned long nr)
@@ -321,6 +334,8 @@ static void take_bits(struct device_double *d, enum role role, unsigned long bas
 			continue;
 		}
 		d->reported++;
+		if (d->request[0] == VIRTIO_BALLOON_REQ_TRIM)
+			trim_page(d, base + i);
 		if (base + i < start || base + i >= end)
 			wrong(d, "a page that was not asked for");
 	}
@@ -340,14 +355,20 @@ static void take_records(struct device_double *d, enum role role, const void *bu
 		if (bytes > VIRTIO_BALLOON_BMAP_MAX_LEN || bytes % 8 ||
 		    bytes > len - sizeof(*hdr))
 			return wrong(d, "the length of a bitmap");
-		if (le16_to_cpu(hdr->page_shift) != PAGE_SHIFT || hdr->reserved ||
-		    le64_to_cpu(hdr->start_pfn) % 64)
+		if (role == MISC && d->request[0] >= VIRTIO_BALLOON_REQ_RECLAIM && !bytes)
+			d->number = le64_to_cpu(hdr->start_pfn);
+		else if (le64_to_cpu(hdr->start_pfn) % 64)
+			return wrong(d, "where a record begins");
+		if (le16_to_cpu(hdr->page_shift) != PAGE_SHIFT || hdr->reserved)
 			return wrong(d, "a field of a record");
 		if (role != MISC && (hdr->cmd || flag || hdr->req_id || !bytes))
 			return wrong(d, "a field of an inflate or deflate record");
 		if (role == MISC &&
 		    (le64_to_cpu(hdr->req_id) != d->id || flag > VIRTIO_BALLOON_BMAP_FLAG_ERROR))
 			return wrong(d, "a field of an answer");
+		/* One that is too short has neither. */
+		if (role == MISC && d->id && le16_to_cpu(hdr->cmd) != d->request[0])
+			return wrong(d, "the command of an answer");
 		take_bits(d, role, le64_to_cpu(hdr->start_pfn), (void *)(hdr + 1), bytes * 8);
 		d->answers += flag == VIRTIO_BALLOON_BMAP_FLAG_DONE;
 		d->done = ktime_get();
@@ -904,6 +925,124 @@ static void device_answers(struct kunit *test)
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	}
 	remove_and_judge(d, &before, "answers");
+}
+
+/* Ask, and wait for the end of the answer. Returns whether it was an error. */
+static bool ask_and_wait(struct device_double *d, const void *request, unsigned int len)
+{
+	d->answers = 0;
+	d->errors = 0;
+	d->reported = 0;
+	d->number = U64_MAX;
+	ask(d, request, len);
+	KUNIT_EXPECT_TRUE(d->test, eventually(answered(d)));
+	KUNIT_EXPECT_EQ(d->test, d->answers + d->errors, 1);
+	return d->errors;
+}
+
+static struct misc_request trim_request(u64 id)
+{
+	return (struct misc_request) {
+		.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_TRIM),
+		.hdr.id = cpu_to_le64(id),
+		.range.nr_pages = cpu_to_le64(UNITS(SZ_4G)),
+		.range.page_shift = cpu_to_le16(VIRTIO_BALLOON_PFN_SHIFT),
+	};
+}
+
+/* What is not about unused pages */
+static void device_jobs(struct kunit *test)
+{
+	static const unsigned int rings[] = { 1, 2, 64 };
+	struct {
+		struct virtio_balloon_req_hdr hdr;
+		struct virtio_balloon_req_reclaim reclaim;
+	} req = {
+		.reclaim.bytes = cpu_to_le64(SZ_4M),
+		.reclaim.msecs = cpu_to_le32(200),
+	};
+	struct account before = take_account();
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(rings); i++) {
+		struct device_double *d = double_start(test, ALL, rings[i]);
+		struct misc_request trim = trim_request(1);
+		unsigned long free;
+
+		if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+			double_remove(d);
+			kunit_skip(test, "the misc queue is declined");
+		}
+		/* Page by page, what is free, and a balloon is not. */
+		target(d, SZ_16M);
+		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
+		free = global_zone_page_state(NR_FREE_PAGES);
+		KUNIT_EXPECT_FALSE(test, ask_and_wait(d, &trim, sizeof(trim)));
+		KUNIT_EXPECT_GE(test, d->reported, free / 2);
+		KUNIT_EXPECT_LE(test, d->reported, free + free / 8);
+		KUNIT_EXPECT_GE(test, global_zone_page_state(NR_FREE_PAGES), free / 2);
+
+		req.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_RECLAIM);
+		req.hdr.id = cpu_to_le64(2);
+		KUNIT_EXPECT_EQ(test, ask_and_wait(d, &req, sizeof(req)),
+				!IS_ENABLED(CONFIG_MEMCG));
+		KUNIT_EXPECT_EQ(test, d->number % PAGE_SIZE, 0ULL);
+		KUNIT_EXPECT_LT(test, d->number, (u64)SZ_128M);
+
+		req.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_COMPACT);
+		req.hdr.id = cpu_to_le64(3);
+		KUNIT_EXPECT_EQ(test, ask_and_wait(d, &req, sizeof(req.hdr)),
+				!IS_ENABLED(CONFIG_COMPACTION));
+		KUNIT_EXPECT_EQ(test, d->number % (pageblock_nr_pages << PAGE_SHIFT), 0ULL);
+
+		req.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_SYNC);
+		req.hdr.id = cpu_to_le64(4);
+		KUNIT_EXPECT_EQ(test, ask_and_wait(d, &req, sizeof(req.hdr)),
+				!IS_ENABLED(CONFIG_PM_SLEEP));
+		KUNIT_EXPECT_EQ(test, d->number, 0ULL);
+
+		/* Gone while it reclaims, or compacts */
+		req.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_RECLAIM + i % 2);
+		req.hdr.id = cpu_to_le64(5);
+		ask(d, &req, sizeof(req));
+		usleep_range(0, 3000);
+		remove_and_judge(d, &before, "jobs");
+	}
+}
+
+/* A device that does not use a message to trim keeps these pages, until it goes. */
+static void device_trim_stalls(struct kunit *test)
+{
+	static const enum fault how[] = { NEVER, BREAK, BREAK_ONE, LATE, TWICE, SCRIBBLE };
+	struct account before = take_account();
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(how); i++) {
+		struct device_double *d = double_start(test, ALL, 16);
+		struct misc_request trim = trim_request(1);
+		unsigned long free;
+
+		if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+			double_remove(d);
+			kunit_skip(test, "the misc queue is declined");
+		}
+		drain_unused_pages(0, ULONG_MAX);
+		free = global_zone_page_state(NR_FREE_PAGES);
+		mutex_lock(&d->lock);
+		d->where = MISC;
+		d->after = 1;
+		d->fault = how[i];
+		d->lenient = true;
+		mutex_unlock(&d->lock);
+		ask(d, &trim, sizeof(trim));
+		KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&d->happened, patience(test)));
+		KUNIT_EXPECT_GE(test, global_zone_page_state(NR_FREE_PAGES) +
+				((SZ_64M + SZ_16M) >> PAGE_SHIFT), free);
+		remove_and_judge(d, &before, faults[how[i]]);
+		drain_unused_pages(0, ULONG_MAX);
+		KUNIT_EXPECT_GE(test, global_zone_page_state(NR_FREE_PAGES) +
+				(SZ_8M >> PAGE_SHIFT), free);
+	}
 }
 
 /* The target is whatever it likes, and another before it is reached. */
@@ -1638,6 +1777,8 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_granule),
 	KUNIT_CASE_SLOW(device_out_of_reach),
 	KUNIT_CASE_SLOW(device_answers),
+	KUNIT_CASE_SLOW(device_jobs),
+	KUNIT_CASE_SLOW(device_trim_stalls),
 	KUNIT_CASE_SLOW(device_wavers),
 	/* By parts: what a case may take is limited, and a sanitizer slow. */
 	KUNIT_CASE_PARAM_ATTR(device_faults, faulty_gen_params, slow),

@@ -83,7 +83,7 @@ static void misc_bad_request(struct kunit *test)
 
 	for (i = 0; i < ARRAY_SIZE(bad); i++)
 		bad[i] = good;
-	bad[0].hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES + 1);
+	bad[0].hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_SYNC + 1);
 	bad[1].hdr.cmd = cpu_to_le16(0xffff);
 	bad[2].hdr.reserved[2] = cpu_to_le16(1);
 	bad[3].range.reserved[0] = cpu_to_le16(1);
@@ -101,6 +101,87 @@ static void misc_bad_request(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, le16_to_cpu(misc->end.cmd), le16_to_cpu(bad[i].hdr.cmd));
 	}
 	KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &good, LEN), 0);
+}
+
+/* To trim is the same range, and says so; what is answered by a number is a job. */
+static void misc_other_requests(struct kunit *test)
+{
+	struct misc_request trim = request(64 * SMALL, 1000 * SMALL, 12);
+	struct {
+		struct virtio_balloon_req_hdr hdr;
+		struct virtio_balloon_req_reclaim reclaim;
+	} req = {
+		.hdr.id = cpu_to_le64(ID),
+		.reclaim.bytes = cpu_to_le64(SZ_1M + 1),
+		.reclaim.msecs = cpu_to_le32(VIRTIO_BALLOON_REQ_MAX_MSECS),
+		.reclaim.flags = cpu_to_le32(VIRTIO_BALLOON_REQ_RECLAIM_SWAP),
+	};
+	struct balloon_misc *misc = misc_new(test);
+	unsigned int cmd;
+
+	trim.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_TRIM);
+	KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &trim, LEN), 0);
+	KUNIT_EXPECT_EQ(test, misc->pfn, 64);
+	KUNIT_EXPECT_EQ(test, misc->end_pfn, 1064);
+	KUNIT_EXPECT_NULL(test, misc->job.step);
+	trim.hdr.id = 0;
+	KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &trim, LEN), -EINVAL);
+
+	for (cmd = VIRTIO_BALLOON_REQ_RECLAIM; cmd <= VIRTIO_BALLOON_REQ_SYNC; cmd++) {
+		size_t len = cmd == VIRTIO_BALLOON_REQ_RECLAIM ? sizeof(req) : sizeof(req.hdr);
+
+		req.hdr.cmd = cpu_to_le16(cmd);
+		KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &req, len - 1), -EINVAL);
+		KUNIT_EXPECT_NULL(test, misc->job.step);
+		KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &req, len), 0);
+		KUNIT_EXPECT_NOT_NULL(test, misc->job.step);
+		KUNIT_EXPECT_EQ(test, le16_to_cpu(misc->end.cmd), cmd);
+	}
+	/* What the last one left is not the next one's. */
+	trim.hdr.id = cpu_to_le64(ID);
+	KUNIT_EXPECT_EQ(test, balloon_misc_parse(misc, &trim, LEN), 0);
+	KUNIT_EXPECT_NULL(test, misc->job.step);
+}
+
+/* How much is to be reclaimed, for how long, and how, are all bounded. */
+static void misc_bad_reclaim(struct kunit *test)
+{
+	static const struct {
+		u64 bytes;
+		u32 msecs, flags;
+		int ret;
+	} cases[] = {
+		{ 1, 1, 0, 0 },
+		{ U64_MAX, VIRTIO_BALLOON_REQ_MAX_MSECS, VIRTIO_BALLOON_REQ_RECLAIM_SWAP, 0 },
+		{ 0, 1, 0, -EINVAL },
+		{ 1, 0, 0, -EINVAL },
+		{ 1, VIRTIO_BALLOON_REQ_MAX_MSECS + 1, 0, -EINVAL },
+		{ 1, U32_MAX, 0, -EINVAL },
+		{ 1, 1, 2, -EINVAL },
+		{ 1, 1, 1U << 31 | 1, -EINVAL },
+	};
+	struct balloon_misc *misc = misc_new(test);
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct {
+			struct virtio_balloon_req_hdr hdr;
+			struct virtio_balloon_req_reclaim reclaim;
+		} req = {
+			.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_RECLAIM),
+			.hdr.id = cpu_to_le64(ID),
+			.reclaim.bytes = cpu_to_le64(cases[i].bytes),
+			.reclaim.msecs = cpu_to_le32(cases[i].msecs),
+			.reclaim.flags = cpu_to_le32(cases[i].flags),
+		};
+
+		KUNIT_EXPECT_EQ_MSG(test, balloon_misc_parse(misc, &req, sizeof(req)),
+				    cases[i].ret, "case %d", i);
+		if (cases[i].ret)
+			continue;
+		KUNIT_EXPECT_EQ(test, misc->job.bytes, cases[i].bytes);
+		KUNIT_EXPECT_EQ(test, misc->job.swap, cases[i].flags);
+	}
 }
 
 /* The used length is the device's word: too short and too long are refused. */
@@ -126,6 +207,8 @@ static void misc_bad_length(struct kunit *test)
 static struct kunit_case virtio_balloon_misc_cases[] = {
 	KUNIT_CASE(misc_range),
 	KUNIT_CASE(misc_bad_request),
+	KUNIT_CASE(misc_other_requests),
+	KUNIT_CASE(misc_bad_reclaim),
 	KUNIT_CASE(misc_bad_length),
 	{}
 };

@@ -720,7 +720,7 @@ def no_leaks(guest: Guest, kernel: str) -> None:
         # An object counts as lost at the age of 5 s, seen twice.
         leaks = guest.sh("""cd /sys/kernel/debug
             sleep 5; echo scan > kmemleak; echo scan > kmemleak; cat kmemleak""", 120)
-        require(re.search("balloon|page_bitmap|unused_pages", leaks) is None, leaks)
+        require(re.search("balloon|page_bitmap|spare_pages|unused_pages", leaks) is None, leaks)
 
 
 def run_kunit(run: Run, kernel: str, faults: bool) -> None:
