@@ -31,7 +31,7 @@ PATCHES = {"linux": TOP / "patches", "qemu": TOP / "qemu/patches"}
 FILES = {"linux": TOP, "qemu": TOP / "qemu"}
 # Directories of ours below which every file belongs to a patch.
 OURS = {"linux": ("drivers", "mm", "include", "Documentation", "tools"),
-        "qemu": ("hw", "include", "migration", "tests", "docs")}
+        "qemu": ("hw", "include", "migration", "system", "tests", "docs")}
 # Where lines of ours could have come from, and how many in a row are no accident.
 NEAR = {"linux": ("drivers/virtio", "mm", "include/linux", "lib/kunit", "tools/testing/selftests"),
         "qemu": ("hw/virtio", "hw/misc", "include/hw/virtio", "migration", "system", "tests/qtest")}

@@ -131,6 +131,15 @@ static struct {
     double in_use;              /* of the last window that was answered */
 } unused_pages;
 
+/* Of this migration, or the last one */
+static struct {
+    bool tried;                 /* to ask */
+    UnusedPagesReady ready;     /* if not, the last reason not to */
+    Stat64 left_out_bytes;
+    Stat64 timeouts;
+    Stat64 reclaimed_bytes;     /* before anything was asked */
+} unused_pages_stats;
+
 static int64_t now_ms(void)
 {
     return qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
@@ -170,6 +179,7 @@ static void unused_pages_off(const char *why)
 static void unused_pages_not_asked(UnusedPagesReady why)
 {
     trace_unused_pages_not_asked(why);
+    qatomic_set(&unused_pages_stats.ready, why);
     if (unused_pages.provider) {
         stat64_add(&unused_pages.provider->not_asked[why], 1);
     }
@@ -558,6 +568,8 @@ static void unused_pages_fold(uint64_t *dirty_pages)
     }
     *dirty_pages -= cleared;
     unused_pages.unused += cleared;
+    stat64_add(&unused_pages_stats.left_out_bytes,
+               cleared << TARGET_PAGE_BITS);
     stat64_add(&unused_pages.provider->unsent_bytes,
                cleared << TARGET_PAGE_BITS);
     trace_unused_pages_fold(cleared, *dirty_pages);
@@ -703,6 +715,7 @@ static bool unused_pages_wait(void)
     /* Or else the main loop is late, not the guest. */
     if (unused_pages.state == UNUSED_PAGES_ASKED) {
         trace_unused_pages_timeout();
+        stat64_add(&unused_pages_stats.timeouts, 1);
         if (unused_pages.provider) {
             stat64_add(&unused_pages.provider->timeouts, 1);
         }
@@ -767,11 +780,64 @@ static UnusedPagesReady unused_pages_begin(void)
     }
 }
 
+static void unused_pages_stats_reset(bool tried)
+{
+    stat64_set(&unused_pages_stats.left_out_bytes, 0);
+    stat64_set(&unused_pages_stats.timeouts, 0);
+    qatomic_set(&unused_pages_stats.ready, UNUSED_PAGES_READY);
+    qatomic_set(&unused_pages_stats.tried, tried);
+}
+
+UnusedPagesStats *unused_pages_query(void)
+{
+    UnusedPagesReady ready = qatomic_read(&unused_pages_stats.ready);
+    UnusedPagesStats *stats;
+
+    QEMU_BUILD_BUG_ON((int)UNUSED_PAGES_READY != UNUSED_PAGES_REASON__MAX);
+    if (!qatomic_read(&unused_pages_stats.tried)) {
+        return NULL;
+    }
+    stats = g_new0(UnusedPagesStats, 1);
+    stats->left_out = stat64_get(&unused_pages_stats.left_out_bytes);
+    stats->timeouts = stat64_get(&unused_pages_stats.timeouts);
+    stats->reclaimed = stat64_get(&unused_pages_stats.reclaimed_bytes);
+    stats->has_not_asked = ready != UNUSED_PAGES_READY;
+    /* They are in the same order */
+    stats->not_asked = stats->has_not_asked ? (UnusedPagesReason)ready : 0;
+    return stats;
+}
+
+void unused_pages_prepare(void)
+{
+    MigrationState *s = migrate_get_current();
+    UnusedPagesProvider *p = unused_pages.provider;
+    uint64_t bytes = 0;
+    bool more;
+
+    stat64_set(&unused_pages_stats.reclaimed_bytes, 0);
+    /* Where nothing will be left out there is no use in that */
+    if (!p || migrate_background_snapshot() || migrate_colo()) {
+        return;
+    }
+    bql_lock();
+    more = runstate_is_running() && p->prepare(p);
+    bql_unlock();
+    while (more) {
+        g_usleep(READY_MS * 1000);
+        bql_lock();
+        more = p->preparing(p, qatomic_read(&s->state) !=
+                               MIGRATION_STATUS_ACTIVE, &bytes);
+        bql_unlock();
+        stat64_set(&unused_pages_stats.reclaimed_bytes, bytes);
+    }
+}
+
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
 {
     UnusedPagesReady ready;
     UnusedPagesStep step;
 
+    unused_pages_stats_reset(unused_pages.provider);
     if (!unused_pages.provider) {
         return false;
     }

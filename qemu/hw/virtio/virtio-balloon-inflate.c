@@ -34,26 +34,26 @@ bool balloon_inflate_negotiated(VirtIODevice *vdev)
            virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1);
 }
 
-static void balloon_inflate(VirtIOBalloon *s, RAMBlock *rb, ram_addr_t start,
-                            ram_addr_t end)
+ram_addr_t balloon_inflate_discard(VirtIOBalloon *s, RAMBlock *rb,
+                                   ram_addr_t start, ram_addr_t end)
 {
     size_t page_size = qemu_ram_pagesize(rb);
     ram_addr_t first = QEMU_ALIGN_UP(start, page_size);
     ram_addr_t last = QEMU_ALIGN_DOWN(end, page_size);
 
-    s->inflate.inflated_pages += (end - start) >> VIRTIO_BALLOON_PFN_SHIFT;
     if (virtio_balloon_inhibited()) {
-        return;
+        return 0;
     }
     if (first != start || last != end) {
         virtio_balloon_warn_partial(page_size);
     }
     if (first >= last) {
         s->inflate.partial_bytes += end - start;
-        return;
+        return 0;
     }
     s->inflate.partial_bytes += (first - start) + (end - last);
     balloon_discard(&s->discard, rb, first, last - first);
+    return last - first;
 }
 
 /* Up to the end of the memory section, and not for long */
@@ -77,7 +77,8 @@ static hwaddr balloon_inflate_run(BalloonRecords *r, BalloonSlice *slice,
     len = MIN(len, stretch - offset % stretch);
     slice->bytes -= len;
     if (r == &s->inflate.records[0]) {
-        balloon_inflate(s, rb, offset, offset + len);
+        s->inflate.inflated_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
+        balloon_inflate_discard(s, rb, offset, offset + len);
     } else {
         s->inflate.deflated_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
     }

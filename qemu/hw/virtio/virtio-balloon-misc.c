@@ -25,27 +25,36 @@
 #include "qemu/timer.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
-#include "exec/address-spaces.h"
 #include "exec/ramblock.h"
 #include "hw/virtio/virtio-balloon.h"
 #include "migration/vmstate.h"
 #include "trace.h"
 
-/* Work here is to set bits, 2 MiB of them for 64 GiB */
+/*
+ * Work here is to set bits, 2 MiB of them for 64 GiB, or to discard, 64 MiB: a
+ * byte to be discarded counts as many.
+ */
 #define SLICE_BYTES     (64 * GiB)
+#define DISCARD_WEIGHT  (SLICE_BYTES / (64 * MiB))
 #define SLICE_WORK      16384
+
+/* How long it is tried to begin to reclaim for a migration, in ms */
+#define PREPARE_MS      500
 
 /* What can be asked */
 typedef struct BalloonMiscCommand {
     /* What the driver must offer for it */
     size_t len;
-    /* Writes what follows the header of the request */
+    /* Writes what follows the header of the request, or NULL */
     void (*fill)(const BalloonMiscRequest *req, void *payload);
-    /* A run of set bits, within RAM and the range that was asked for */
+    /*
+     * A run of set bits, within RAM and the range that was asked for; NULL
+     * where the answer is a number
+     */
     void (*run)(BalloonMisc *m, RAMBlock *rb, ram_addr_t start,
                 ram_addr_t length);
-    /* No further runs will come */
-    void (*end)(BalloonMisc *m, UnusedPagesEnd how);
+    /* For a slice of work a byte of a run counts as so many; 0: as one */
+    unsigned int weight;
 } BalloonMiscCommand;
 
 static BalloonMisc *misc_of(VirtIODevice *vdev)
@@ -58,7 +67,8 @@ static bool balloon_misc_offered(BalloonMisc *m)
     return m->worker.vdev;
 }
 
-static void unused_pages_fill(const BalloonMiscRequest *req, void *payload)
+static void balloon_misc_fill_range(const BalloonMiscRequest *req,
+                                    void *payload)
 {
     struct virtio_balloon_req_range *range = payload;
 
@@ -71,25 +81,54 @@ static void unused_pages_fill(const BalloonMiscRequest *req, void *payload)
 static void unused_pages_run(BalloonMisc *m, RAMBlock *rb, ram_addr_t start,
                              ram_addr_t length)
 {
+    m->reported_pages += length >> VIRTIO_BALLOON_PFN_SHIFT;
+    m->request.number += length;
     if (m->request.migration) {
         unused_pages_report(&m->provider, rb, start, length);
     }
 }
 
-static void unused_pages_ended(BalloonMisc *m, UnusedPagesEnd how)
+static void trim_run(BalloonMisc *m, RAMBlock *rb, ram_addr_t start,
+                     ram_addr_t length)
 {
-    if (m->request.migration) {
-        unused_pages_end(&m->provider, how);
-    }
+    m->request.number += balloon_inflate_discard(
+        VIRTIO_BALLOON(m->worker.vdev), rb, start, start + length);
+}
+
+static void reclaim_fill(const BalloonMiscRequest *req, void *payload)
+{
+    struct virtio_balloon_req_reclaim *reclaim = payload;
+
+    reclaim->bytes = cpu_to_le64(req->bytes);
+    reclaim->msecs = cpu_to_le32(req->msecs);
+    reclaim->flags = cpu_to_le32(req->swap ? VIRTIO_BALLOON_REQ_RECLAIM_SWAP
+                                           : 0);
 }
 
 static const BalloonMiscCommand commands[] = {
     [VIRTIO_BALLOON_REQ_UNUSED_PAGES] = {
         .len = sizeof(struct virtio_balloon_req_hdr) +
                sizeof(struct virtio_balloon_req_range),
-        .fill = unused_pages_fill,
+        .fill = balloon_misc_fill_range,
         .run = unused_pages_run,
-        .end = unused_pages_ended,
+    },
+    [VIRTIO_BALLOON_REQ_TRIM] = {
+        .len = sizeof(struct virtio_balloon_req_hdr) +
+               sizeof(struct virtio_balloon_req_range),
+        .fill = balloon_misc_fill_range,
+        .run = trim_run,
+        .weight = DISCARD_WEIGHT,
+    },
+    [VIRTIO_BALLOON_REQ_RECLAIM] = {
+        .len = sizeof(struct virtio_balloon_req_hdr) +
+               sizeof(struct virtio_balloon_req_reclaim),
+        .fill = reclaim_fill,
+    },
+    [VIRTIO_BALLOON_REQ_COMPACT] = {
+        .len = sizeof(struct virtio_balloon_req_hdr),
+    },
+    [VIRTIO_BALLOON_REQ_SYNC] = {
+        .len = sizeof(struct virtio_balloon_req_hdr),
     },
 };
 
@@ -118,6 +157,16 @@ static void balloon_misc_warn(BalloonMisc *m, const char *what)
     }
 }
 
+/* No further runs will come. */
+static void balloon_misc_ended(BalloonMisc *m, UnusedPagesEnd how)
+{
+    if (m->request.migration) {
+        unused_pages_end(&m->provider, how);
+    } else {
+        balloon_request_part_ended(m, how);
+    }
+}
+
 /* The end of an answer: the driver may be asked again. */
 static void balloon_misc_over(BalloonMisc *m, UnusedPagesEnd how)
 {
@@ -137,18 +186,17 @@ static void balloon_misc_over(BalloonMisc *m, UnusedPagesEnd how)
         trace_virtio_balloon_misc_error(m->last_id);
         m->errors++;
     }
-    commands[m->request.cmd].end(m, how);
+    balloon_misc_ended(m, how);
 }
 
-/* From here on the answer does not count; it is outstanding all the same. */
-static void balloon_misc_end_id(BalloonMisc *m)
+void balloon_misc_end_id(BalloonMisc *m)
 {
     if (m->state == BALLOON_MISC_ASKED) {
         trace_virtio_balloon_misc_ended(m->last_id);
         m->state = BALLOON_MISC_ENDED;
         m->ended++;
         balloon_records_drop(&m->records);
-        commands[m->request.cmd].end(m, UNUSED_PAGES_DEAD);
+        balloon_misc_ended(m, UNUSED_PAGES_DEAD);
     }
 }
 
@@ -163,12 +211,15 @@ static void balloon_misc_send(BalloonMisc *m, VirtQueueElement *elem)
         .hdr.id = cpu_to_le64(m->last_id + 1),
     };
 
-    command->fill(&m->request, req.payload);
+    if (command->fill) {
+        command->fill(&m->request, req.payload);
+    }
     m->request.sent = get_clock();
     m->state = BALLOON_MISC_ASKED;
     m->last_id++;
     m->requests++;
-    trace_virtio_balloon_misc_request(m->last_id, m->request.start,
+    trace_virtio_balloon_misc_request(m->last_id, m->request.cmd,
+                                      m->request.start,
                                       m->request.end - m->request.start,
                                       m->request.migration);
 
@@ -241,6 +292,7 @@ static const BalloonFormat balloon_misc_format = {
     .take = balloon_misc_take,
     .done = balloon_records_done,
     .step = balloon_records_step,
+    .flush = balloon_discard_flush_queue,
     .end = balloon_records_end,
 };
 
@@ -255,13 +307,18 @@ static bool balloon_misc_record(BalloonRecords *r,
 
     if (balloon_misc_is_outstanding(m) && id == m->last_id &&
         cmd == m->request.cmd) {
+        bool pages = commands[cmd].run;
+
         m->final = flag;
         *last = flag;
         if (m->state == BALLOON_MISC_ASKED) {
+            if (!pages && flag == VIRTIO_BALLOON_BMAP_FLAG_DONE) {
+                m->request.number = r->start_pfn;
+            }
             trace_virtio_balloon_misc_record(id, flag, r->start_pfn,
                                              r->page_shift,
                                              le64_to_cpu(hdr->bmap_len));
-            return true;
+            return pages;
         }
     }
     trace_virtio_balloon_misc_stale_record(cmd, id);
@@ -283,8 +340,9 @@ static hwaddr balloon_misc_run(BalloonRecords *r, BalloonSlice *s,
 {
     BalloonMisc *m = misc_of(r->vdev);
     const BalloonMiscRequest *req = &m->request;
+    const BalloonMiscCommand *command = &commands[req->cmd];
     bool asked = start >= req->start && start < req->end;
-    ram_addr_t offset;
+    ram_addr_t offset, stretch;
 
     if (asked) {
         len = MIN(len, req->end - start);
@@ -296,13 +354,20 @@ static hwaddr balloon_misc_run(BalloonRecords *r, BalloonSlice *s,
         return len;
     }
 
-    /* Not within what is a page anywhere */
     offset = balloon_section_offset(&s->section, start);
-    len = MIN(len, QEMU_ALIGN_UP(offset + s->bytes, MiB) - offset);
-    s->bytes -= len;
+    if (command->weight) {
+        /* Half of a backing page cannot be discarded */
+        stretch = MAX(BALLOON_STRETCH,
+                      qemu_ram_pagesize(s->section.mr->ram_block));
+        len = MIN(len, stretch - offset % stretch);
+        s->bytes -= len * command->weight;
+    } else {
+        /* Not within what is a page anywhere */
+        len = MIN(len, QEMU_ALIGN_UP(offset + s->bytes, MiB) - offset);
+        s->bytes -= len;
+    }
     trace_virtio_balloon_misc_run(start, len);
-    m->reported_pages += len >> VIRTIO_BALLOON_PFN_SHIFT;
-    commands[req->cmd].run(m, s->section.mr->ram_block, offset, len);
+    command->run(m, s->section.mr->ram_block, offset, len);
     return len;
 }
 
@@ -341,7 +406,7 @@ static bool balloon_misc_declined_queue(VirtIODevice *vdev)
     return vdev->host_features & ~vdev->guest_features & queues;
 }
 
-static UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp)
+UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp)
 {
     VirtIODevice *vdev = m->worker.vdev;
 
@@ -375,8 +440,7 @@ static UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp)
     }
 }
 
-/* The request is written in the bottom half */
-static void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req)
+void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req)
 {
     m->request = *req;
     m->state = BALLOON_MISC_WANTED;
@@ -387,7 +451,54 @@ static void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req)
 
 static UnusedPagesReady balloon_misc_provider_ready(UnusedPagesProvider *p)
 {
-    return balloon_misc_ready(container_of(p, BalloonMisc, provider), NULL);
+    BalloonMisc *m = container_of(p, BalloonMisc, provider);
+
+    /* Migration comes first, and waits for what was asked last */
+    balloon_request_cancel(m);
+    return balloon_misc_ready(m, NULL);
+}
+
+static bool balloon_misc_provider_prepare(UnusedPagesProvider *p)
+{
+    BalloonMisc *m = container_of(p, BalloonMisc, provider);
+
+    /* What was asked last has to end first */
+    balloon_request_cancel(m);
+    m->prepared = false;
+    m->prepare_until = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + PREPARE_MS;
+    return m->migrate_reclaim;
+}
+
+/* Whether it has begun or may still */
+static bool balloon_misc_begin_to_prepare(BalloonMisc *m)
+{
+    UnusedPagesReady ready = balloon_misc_ready(m, NULL);
+
+    if (ready == UNUSED_PAGES_READY) {
+        m->prepared = balloon_request_start(m, BALLOON_REQUEST_TYPE_RECLAIM,
+                                            m->migrate_reclaim,
+                                            m->migrate_reclaim_ms, false, NULL);
+    } else if (ready != UNUSED_PAGES_BUSY &&
+               ready != UNUSED_PAGES_LATE_BUFFER) {
+        return false;
+    }
+    return m->prepared ||
+           qemu_clock_get_ms(QEMU_CLOCK_REALTIME) < m->prepare_until;
+}
+
+static bool balloon_misc_provider_preparing(UnusedPagesProvider *p, bool end,
+                                            uint64_t *bytes)
+{
+    BalloonMisc *m = container_of(p, BalloonMisc, provider);
+
+    if (!m->prepared) {
+        return !end && balloon_misc_begin_to_prepare(m);
+    }
+    if (end) {
+        balloon_request_cancel(m);
+    }
+    *bytes = m->task.bytes;
+    return m->task.status == BALLOON_REQUEST_STATUS_RUNNING;
 }
 
 static UnusedPagesReady balloon_misc_provider_request(UnusedPagesProvider *p,
@@ -425,7 +536,7 @@ static void balloon_misc_provider_cancel(UnusedPagesProvider *p)
 
 /* For who is curious */
 
-static bool balloon_misc_head_takes_request(BalloonMisc *m)
+bool balloon_misc_head_takes_request(BalloonMisc *m)
 {
     VirtQueue *vq = m->queue.vq;
     VirtQueueElement *elem;
@@ -444,53 +555,15 @@ static bool balloon_misc_head_takes_request(BalloonMisc *m)
     return ret;
 }
 
-/* A flatview_cb; they come in the order of their addresses */
-static bool balloon_misc_end_of_ram(Int128 start, Int128 len,
-                                    const MemoryRegion *mr, hwaddr offset,
-                                    void *opaque)
-{
-    hwaddr *end = opaque;
-
-    if (memory_region_is_ram((MemoryRegion *)mr) &&
-        !memory_region_is_rom((MemoryRegion *)mr)) {
-        *end = int128_get64(int128_add(start, len));
-    }
-    return false;
-}
-
-static bool balloon_misc_get_ask(Object *obj, Error **errp)
-{
-    BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
-
-    return m->state == BALLOON_MISC_WANTED || balloon_misc_is_outstanding(m);
-}
-
-static void balloon_misc_set_ask(Object *obj, bool value, Error **errp)
-{
-    BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
-    BalloonMiscRequest req = { .cmd = VIRTIO_BALLOON_REQ_UNUSED_PAGES };
-
-    if (!value || balloon_misc_ready(m, errp) != UNUSED_PAGES_READY) {
-        return;
-    }
-    if (!balloon_misc_head_takes_request(m)) {
-        error_setg(errp, "The driver has not offered its buffer again");
-        return;
-    }
-    WITH_RCU_READ_LOCK_GUARD() {
-        FlatView *fv = address_space_to_flatview(&address_space_memory);
-
-        flatview_for_each_range(fv, balloon_misc_end_of_ram, &req.end);
-    }
-    balloon_misc_want(m, &req);
-}
-
 /* For the device */
 
 static void balloon_misc_stop(BalloonMisc *m)
 {
+    bool wanted = m->state == BALLOON_MISC_WANTED;
+
     balloon_worker_stop(&m->worker);
-    if (m->state == BALLOON_MISC_WANTED) {
+    balloon_request_cancel(m);
+    if (wanted) {
         m->state = BALLOON_MISC_READY;
     }
     balloon_misc_end_id(m);
@@ -532,6 +605,18 @@ void balloon_misc_queue_reset(VirtIODevice *vdev, uint32_t index)
     }
 }
 
+bool balloon_misc_check(VirtIODevice *vdev, Error **errp)
+{
+    VirtIOBalloon *s = VIRTIO_BALLOON(vdev);
+
+    if (s->misc.migrate_reclaim &&
+        !virtio_has_feature(s->host_features, VIRTIO_BALLOON_F_MISC_VQ)) {
+        error_setg(errp, "migrate-reclaim needs misc-vq=on");
+        return false;
+    }
+    return true;
+}
+
 void balloon_misc_realize(VirtIODevice *vdev)
 {
     BalloonMisc *m = misc_of(vdev);
@@ -549,8 +634,11 @@ void balloon_misc_realize(VirtIODevice *vdev)
     balloon_records_init(&m->records, &m->queue, &balloon_misc_ops);
     m->provider.ready = balloon_misc_provider_ready;
     m->provider.request = balloon_misc_provider_request;
+    m->provider.prepare = balloon_misc_provider_prepare;
+    m->provider.preparing = balloon_misc_provider_preparing;
     m->provider.cancel = balloon_misc_provider_cancel;
     unused_pages_register(&m->provider);
+    balloon_request_register(&balloon_request_ops, m);
 }
 
 void balloon_misc_unrealize(VirtIODevice *vdev)
@@ -561,6 +649,7 @@ void balloon_misc_unrealize(VirtIODevice *vdev)
         return;
     }
     balloon_misc_reset(vdev);
+    balloon_request_unregister(m);
     unused_pages_unregister(&m->provider);
     balloon_worker_unrealize(&m->worker);
     balloon_records_free(&m->records);
@@ -612,6 +701,8 @@ static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
     BalloonMisc *m = &VIRTIO_BALLOON(obj)->misc;
     UnusedPagesProvider *p = &m->provider;
     const BalloonCounter all[] = {
+        { "outstanding", m->state == BALLOON_MISC_WANTED ||
+                         balloon_misc_is_outstanding(m) },
         { "requests", m->requests },
         { "answers", m->answers },
         { "errors", m->errors },
@@ -625,6 +716,8 @@ static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
         { "runs", m->records.runs },
         { "skipped-runs", m->records.skipped_runs },
         { "reported-pages", m->reported_pages },
+        { "trimmed-bytes", m->task.total[BALLOON_REQUEST_TYPE_TRIM] },
+        { "reclaimed-bytes", m->task.total[BALLOON_REQUEST_TYPE_RECLAIM] },
         { "unsent-pages", stat64_get(&p->unsent_bytes) >>
                           VIRTIO_BALLOON_PFN_SHIFT },
         { "answer-ns", m->answer_ns },
@@ -651,10 +744,6 @@ void balloon_misc_instance_init(Object *obj)
 {
     object_property_add(obj, "misc-vq-stats", "misc queue statistics",
                         balloon_misc_get_stats, NULL, NULL, NULL);
-    object_property_add_bool(obj, "misc-vq-ask", balloon_misc_get_ask,
-                             balloon_misc_set_ask);
     object_property_set_description(obj, "misc-vq-stats",
         "What came of requests for unused pages");
-    object_property_set_description(obj, "misc-vq-ask",
-        "Write true to ask for unused pages, reads true until the answer ends");
 }

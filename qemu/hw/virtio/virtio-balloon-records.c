@@ -59,14 +59,18 @@ balloon_records_fault(const struct virtio_balloon_bmap_hdr *hdr, bool answers)
     if (hdr->req_id && !answers) {
         return "req_id";
     }
+    if (flag == VIRTIO_BALLOON_BMAP_FLAG_ERROR && len) {
+        return "bitmap of an error";
+    }
+    if (answers && !len) {
+        /* It may be a number */
+        return NULL;
+    }
     if (start % VIRTIO_BALLOON_BMAP_PFN_ALIGN) {
         return "start_pfn";
     }
     if (start > (UINT64_MAX >> shift) - len * BITS_PER_BYTE) {
         return "address overflow";
-    }
-    if (flag == VIRTIO_BALLOON_BMAP_FLAG_ERROR && len) {
-        return "bitmap of an error";
     }
     return NULL;
 }

@@ -8,10 +8,11 @@
 #define QEMU_MIGRATION_UNUSED_PAGES_H
 
 #include "exec/cpu-common.h"
+#include "qapi/qapi-types-migration.h"
 #include "qemu/stats64.h"
 #include "qemu/thread.h"
 
-/* Whether migration can ask, and if not, why */
+/* Whether migration can ask, and if not, why: an UnusedPagesReason */
 typedef enum UnusedPagesReady {
     UNUSED_PAGES_SNAPSHOT,      /* in the background */
     UNUSED_PAGES_COLO,
@@ -39,6 +40,10 @@ struct UnusedPagesProvider {
      */
     UnusedPagesReady (*request)(UnusedPagesProvider *p, hwaddr start,
                                 hwaddr length);
+    /* Before anything is asked: has the guest free memory, if it is to */
+    bool (*prepare)(UnusedPagesProvider *p);
+    /* Whether that goes on, and how many bytes it has brought; or ends it */
+    bool (*preparing)(UnusedPagesProvider *p, bool end, uint64_t *bytes);
     /* Whatever was asked, the answer is of no use any more */
     void (*cancel)(UnusedPagesProvider *p);
 
@@ -66,6 +71,11 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how);
 /* For the migration thread */
 
 /*
+ * Has the device prepare the guest, and waits for that, as long as the device
+ * lets it.  Called without any lock.
+ */
+void unused_pages_prepare(void);
+/*
  * Asks, and waits for the answer.  Called without any lock.  Returns whether
  * there is a device that can ask, so that it may have taken its time.
  */
@@ -86,6 +96,8 @@ bool unused_pages_asked(void);
 
 /* Under the BQL: a synchronisation of the dirty log begins */
 void unused_pages_expire(void);
+/* What came of it, in this migration or the last one; NULL without a device */
+UnusedPagesStats *unused_pages_query(void);
 /* Under the BQL, in whatever thread: migration is over */
 void unused_pages_cleanup(void);
 

@@ -8,7 +8,9 @@
 #include "qemu/bswap.h"
 #include "qemu/module.h"
 #include "qemu/units.h"
+#include "qapi/error.h"
 #include "qobject/qdict.h"
+#include "qobject/qjson.h"
 #include "standard-headers/linux/virtio_balloon.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_pci.h"
@@ -219,9 +221,8 @@ static void offer(Misc *m)
 
 static QDict *request_ask(Misc *m)
 {
-    return qtest_qmp(m->qts, "{'execute': 'qom-set', 'arguments': {"
-                     "'path': '/machine/peripheral/balloon0',"
-                     "'property': 'misc-vq-ask', 'value': true}}");
+    return qtest_qmp(m->qts, "{'execute': 'balloon-request', 'arguments': {"
+                     "'type': 'unused-pages'}}");
 }
 
 static bool try_ask(Misc *m)
@@ -233,15 +234,10 @@ static bool try_ask(Misc *m)
     return ret;
 }
 
+/* A request waits for the buffer, or for its answer */
 static bool asking(Misc *m)
 {
-    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'qom-get', 'arguments': {"
-                           "'path': '/machine/peripheral/balloon0',"
-                           "'property': 'misc-vq-ask'}}");
-    bool ret = qdict_get_bool(rsp, "return");
-
-    qobject_unref(rsp);
-    return ret;
+    return get_counter(m->qts, "outstanding");
 }
 
 /* Reads the request that is in the memory of @qts, and checks it */
@@ -449,6 +445,229 @@ static void test_ask(void *obj, void *data, QGuestAllocator *alloc)
     for (i = 0; i < 200; i++) {
         check_works(&m);
     }
+    misc_fini(&m);
+}
+
+/* Requests of other kinds */
+
+typedef struct Request {
+    struct virtio_balloon_req_hdr hdr;
+    union {
+        struct virtio_balloon_req_range range;
+        struct virtio_balloon_req_reclaim reclaim;
+    };
+} Request;
+
+static void start_request(Misc *m, const char *args)
+{
+    qtest_qmp_assert_success(m->qts, "{'execute': 'balloon-request',"
+                             "'arguments': %p}",
+                             qobject_from_json(args, &error_abort));
+}
+
+static void refuse_request(Misc *m, const char *args, const char *why)
+{
+    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'balloon-request',"
+                           "'arguments': %p}",
+                           qobject_from_json(args, &error_abort));
+    QDict *error = qdict_get_qdict(rsp, "error");
+
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), why));
+    qobject_unref(rsp);
+}
+
+static void take_request(Misc *m, Request *req, uint16_t cmd, size_t len)
+{
+    g_assert_cmpint(wait_used(m), ==, sizeof(req->hdr) + len);
+    qtest_bufread(m->qts, m->buffer, req, sizeof(*req));
+    g_assert_cmpint(le16_to_cpu(req->hdr.cmd), ==, cmd);
+    g_assert_cmpint(le64_to_cpu(req->hdr.id), >, m->id);
+    m->id = le64_to_cpu(req->hdr.id);
+}
+
+/* An answer that is a number, or an error; then the buffer is offered again */
+static void answer_request(Misc *m, uint16_t cmd, uint16_t flag,
+                           uint64_t number)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    struct virtio_balloon_bmap_hdr hdr = answer_hdr(m, flag, number, 0);
+
+    hdr.cmd = cpu_to_le16(cmd);
+    add_raw(msg, hdr, 0, 0);
+    transmit(m, msg);
+    offer(m);
+}
+
+/* What query-balloon-request says, or NULL if nothing has been asked for */
+static QDict *get_request(Misc *m)
+{
+    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'query-balloon-request'}");
+    QDict *ret = qdict_get_qdict(rsp, "return");
+
+    if (ret) {
+        qobject_ref(ret);
+    }
+    qobject_unref(rsp);
+    return ret;
+}
+
+/* What the event says, and then the query as well */
+static void expect_end(Misc *m, const char *type, const char *status,
+                       uint64_t bytes)
+{
+    QDict *rsp = qtest_qmp_eventwait_ref(m->qts, "BALLOON_REQUEST_COMPLETED");
+    QDict *event = qdict_get_qdict(rsp, "data"), *info = get_request(m);
+
+    g_assert_cmpstr(qdict_get_str(event, "type"), ==, type);
+    g_assert_cmpstr(qdict_get_str(event, "status"), ==, status);
+    g_assert_cmpint(qdict_get_int(event, "bytes"), ==, bytes);
+    g_assert_true(qobject_is_equal(QOBJECT(event), QOBJECT(info)));
+    qobject_unref(info);
+    qobject_unref(rsp);
+}
+
+static void test_trim(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    struct virtio_balloon_bmap_hdr hdr;
+    uint64_t end = 0;
+    Request req;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    refuse_request(&m, "{'type': 'trim'}", "has not offered");
+    offer(&m);
+    qtest_memset(m.qts, AREA, 0x55, 4 * MiB);
+    start_request(&m, "{'type': 'trim'}");
+    refuse_request(&m, "{'type': 'sync'}", "outstanding");
+    /* A part after the other, of all that is RAM */
+    do {
+        take_request(&m, &req, VIRTIO_BALLOON_REQ_TRIM, sizeof(req.range));
+        g_assert_cmphex(le64_to_cpu(req.range.start_pfn) << 12, ==, end);
+        g_assert_cmpint(le16_to_cpu(req.range.page_shift), ==, 12);
+        m.start = end;
+        end += le64_to_cpu(req.range.nr_pages) << 12;
+        g_assert_cmphex(end - m.start, <=, GiB);
+        if (!m.start) {
+            /* 2 MiB in the middle; and a page outside of the range */
+            hdr = answer_hdr(&m, CONT, AREA_PFN + 256, 64);
+            hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_TRIM);
+            add_raw(msg, hdr, UINT64_MAX, 64);
+            hdr.start_pfn = cpu_to_le64(GiB >> 12);
+            add_raw(msg, hdr, UINT64_MAX, 64);
+            transmit(&m, msg);
+            g_assert_cmphex(qtest_readq(m.qts, AREA + MiB), ==, 0);
+        }
+        answer_request(&m, VIRTIO_BALLOON_REQ_TRIM, DONE, 0);
+    } while (end < 4 * GiB && asking(&m));
+    g_assert_cmphex(end, >=, RAM_SIZE);
+    expect_end(&m, "trim", "completed", 2 * MiB);
+    g_assert_cmphex(qtest_readq(m.qts, AREA + MiB - 8), ==, 0x5555555555555555);
+    g_assert_cmphex(qtest_readq(m.qts, AREA + 3 * MiB - 8), ==, 0);
+    g_assert_cmphex(qtest_readq(m.qts, AREA + 3 * MiB), ==, 0x5555555555555555);
+    g_assert_cmpint(grown(&m, "trimmed-bytes"), ==, 2 * MiB);
+    g_assert_cmpint(grown(&m, "reported-pages"), ==, 0);
+    g_assert_cmpint(grown(&m, "bad-records"), ==, 0);
+
+    /* Records of another command, and of an answer that nobody wants */
+    start_request(&m, "{'type': 'trim'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_TRIM, sizeof(req.range));
+    add_answer(&m, msg, CONT, AREA_PFN, UINT64_MAX, 8);
+    transmit(&m, msg);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'balloon-request-cancel'}");
+    expect_end(&m, "trim", "cancelled", 0);
+    hdr = answer_hdr(&m, DONE, AREA_PFN, 8);
+    hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_TRIM);
+    add_raw(msg, hdr, UINT64_MAX, 8);
+    transmit(&m, msg);
+    g_assert_cmphex(qtest_readq(m.qts, AREA), ==, 0x5555555555555555);
+    check_works(&m);
+    misc_fini(&m);
+}
+
+static void test_numbers(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    struct virtio_balloon_bmap_hdr hdr;
+    Request req;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    g_assert_null(get_request(&m));
+    offer(&m);
+    qtest_memset(m.qts, AREA, 0x55, 4096);
+
+    refuse_request(&m, "{'type': 'reclaim'}", "how many bytes");
+    refuse_request(&m, "{'type': 'reclaim', 'bytes': 0}", "how many bytes");
+    refuse_request(&m, "{'type': 'reclaim', 'bytes': 1, 'timeout': 0}",
+                   "timeout");
+    refuse_request(&m, "{'type': 'sync', 'bytes': 1}", "Only");
+    refuse_request(&m, "{'type': 'trim', 'swap': true}", "Only");
+    g_assert_null(get_request(&m));
+
+    /* In parts, until there is as much as was wanted, or no more to be had */
+    start_request(&m, "{'type': 'reclaim', 'bytes': 10000000,"
+                      "'timeout': 50000, 'swap': true}");
+    for (i = 0; i < 2; i++) {
+        take_request(&m, &req, VIRTIO_BALLOON_REQ_RECLAIM, sizeof(req.reclaim));
+        g_assert_cmpint(le64_to_cpu(req.reclaim.bytes), ==,
+                        10000000 - i * 8192);
+        g_assert_cmpint(le32_to_cpu(req.reclaim.msecs), >, 0);
+        g_assert_cmpint(le32_to_cpu(req.reclaim.msecs), <,
+                        VIRTIO_BALLOON_REQ_MAX_MSECS);
+        g_assert_cmpint(le32_to_cpu(req.reclaim.flags), ==,
+                        VIRTIO_BALLOON_REQ_RECLAIM_SWAP);
+        g_assert_true(asking(&m));
+        answer_request(&m, VIRTIO_BALLOON_REQ_RECLAIM, DONE, i ? 0 : 8192);
+    }
+    expect_end(&m, "reclaim", "completed", 8192);
+    g_assert_cmpint(grown(&m, "reclaimed-bytes"), ==, 8192);
+
+    /* A guest has no more than its RAM, whatever it says */
+    start_request(&m, "{'type': 'reclaim', 'bytes': 4096}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_RECLAIM, sizeof(req.reclaim));
+    g_assert_cmpint(le32_to_cpu(req.reclaim.flags), ==, 0);
+    answer_request(&m, VIRTIO_BALLOON_REQ_RECLAIM, DONE, UINT64_MAX);
+    while (asking(&m)) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(grown(&m, "reclaimed-bytes"), >=, RAM_SIZE);
+    g_assert_cmpint(grown(&m, "reclaimed-bytes"), <=, 4 * GiB + 8192);
+    qtest_qmp_eventwait(m.qts, "BALLOON_REQUEST_COMPLETED");
+
+    /* What is no number, or has pages, is none */
+    start_request(&m, "{'type': 'compact'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_COMPACT, 0);
+    hdr = answer_hdr(&m, CONT, AREA_PFN, 8);
+    hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_COMPACT);
+    add_raw(msg, hdr, UINT64_MAX, 8);
+    transmit(&m, msg);
+    answer_request(&m, VIRTIO_BALLOON_REQ_COMPACT, DONE, 2 * MiB + 1);
+    expect_end(&m, "compact", "completed", 2 * MiB + 1);
+    g_assert_cmphex(qtest_readq(m.qts, AREA), ==, 0x5555555555555555);
+
+    start_request(&m, "{'type': 'sync'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_SYNC, 0);
+    answer_request(&m, VIRTIO_BALLOON_REQ_SYNC, ERROR, 77);
+    expect_end(&m, "sync", "failed", 0);
+
+    /* A request ends when the VM stops, or the driver goes */
+    start_request(&m, "{'type': 'sync'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_SYNC, 0);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    expect_end(&m, "sync", "cancelled", 0);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'cont'}");
+    answer_request(&m, VIRTIO_BALLOON_REQ_SYNC, DONE, 0);
+    start_request(&m, "{'type': 'compact'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_COMPACT, 0);
+    misc_restart(&m, FEATURES);
+    expect_end(&m, "compact", "cancelled", 0);
+    check_works(&m);
+
+    /* To cancel when there is nothing, or the buffer is not there, is fine */
+    qtest_qmp_assert_success(m.qts, "{'execute': 'balloon-request-cancel'}");
     misc_fini(&m);
 }
 
@@ -1424,14 +1643,15 @@ static void test_migrate_ends(void *obj, void *data, QGuestAllocator *alloc)
     g_usleep(1000);
     g_assert_false(asking(&m));
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
-    /* Nor is anything asked while somebody else awaits an answer. */
+    /* Nor before the end of an answer that somebody else does not get now. */
     ask(&m);
     g_assert_cmpint(m.id, ==, id + 1);
     migrate(m.qts, NOWHERE);
     wait_counter(&m, "not-asked-busy", 2);
     add_mibs(&m, msg, DONE, AREA, 0xff0000);
     transmit(&m, msg);
-    g_assert_cmpint(grown(&m, "answers"), ==, 1);
+    g_assert_cmpint(grown(&m, "answers"), ==, 0);
+    expect_end(&m, "unused-pages", "cancelled", 0);
     offer(&m);
     g_usleep(20000);
     g_assert_false(asking(&m));
@@ -2000,9 +2220,8 @@ static void test_migrate_state(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(get_counter(d.qts, "records"), ==, 0);
     g_assert_cmpint(get_counter(d.qts, "bad-records"), ==, 0);
     g_assert_cmpint(get_counter(d.qts, "last-id"), ==, m.id);
-    rsp = qtest_qmp(d.qts, "{'execute': 'qom-set', 'arguments': {"
-                    "'path': '/machine/peripheral/balloon0',"
-                    "'property': 'misc-vq-ask', 'value': true}}");
+    rsp = qtest_qmp(d.qts, "{'execute': 'balloon-request', 'arguments': {"
+                    "'type': 'unused-pages'}}");
     g_assert_false(qdict_haskey(rsp, "error"));
     qobject_unref(rsp);
     while (get_counter(d.qts, "requests") < 1) {
@@ -2453,6 +2672,8 @@ static void register_virtio_balloon_misc_test(void)
         QOSBeforeTest before;
     } tests[] = {
         { "ask", test_ask },
+        { "trim", test_trim },
+        { "numbers", test_numbers },
         { "declined", test_not_negotiated, NULL, (void *)"offered" },
         { "off", test_not_negotiated, "" },
         { "bad-records", test_bad_records },

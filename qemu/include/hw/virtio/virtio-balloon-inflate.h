@@ -9,6 +9,8 @@
 
 #include "hw/virtio/virtio-balloon-records.h"
 
+typedef struct VirtIOBalloon VirtIOBalloon;
+
 /* The counters are since the device was created. */
 typedef struct BalloonInflate {
     uint64_t granule;           /* property: at least so many bytes */
@@ -21,6 +23,10 @@ typedef struct BalloonInflate {
 /* Of the inflate and the deflate queue, once this is negotiated */
 extern const BalloonFormat balloon_inflate_format;
 bool balloon_inflate_negotiated(VirtIODevice *vdev);
+
+/* Discards backing pages of a range; returns how many bytes, not one by one */
+ram_addr_t balloon_inflate_discard(VirtIOBalloon *s, RAMBlock *rb,
+                                   ram_addr_t start, ram_addr_t end);
 
 /* What the driver is told that page bitmaps should be made of */
 uint32_t balloon_inflate_granule_shift(VirtIODevice *vdev);

@@ -9,12 +9,17 @@
 
 #include "hw/virtio/virtio-balloon-records.h"
 #include "migration/unused-pages.h"
+#include "system/balloon-request.h"
 
 typedef struct BalloonMiscRequest {
     uint16_t cmd;
-    bool migration;             /* asks; else somebody who is just curious */
+    bool migration;             /* asks; else the task is part of the request */
     hwaddr start;               /* guest-physical range */
     hwaddr end;
+    uint64_t bytes;             /* to be reclaimed... */
+    uint32_t msecs;             /* ...for so long... */
+    bool swap;                  /* ...and may be swapped for it */
+    uint64_t number;            /* the answer; bytes, if it is pages */
     int64_t sent;               /* get_clock() */
 } BalloonMiscRequest;
 
@@ -28,6 +33,25 @@ typedef enum BalloonMiscState {
     BALLOON_MISC_ENDED,         /* likewise, but the answer does not count */
 } BalloonMiscState;
 
+/* What somebody asked for, in one or several requests */
+typedef struct BalloonTask {
+    uint64_t id;                /* 0: nothing yet */
+    BalloonRequestType type;
+    BalloonRequestStatus status;
+    uint16_t cmd;
+    uint64_t parts;             /* requests so far */
+    uint64_t bytes;             /* that came of it so far */
+    uint64_t limit;             /* to be reclaimed... */
+    bool swap;                  /* ...by swapping, too... */
+    int64_t deadline_ms;        /* ...until then */
+    int64_t start_ms;
+    int64_t end_ms;
+    hwaddr next;                /* where the next part begins... */
+    hwaddr ram_end;             /* ...and the last one ends */
+    /* Of all of a type, since the device was created */
+    uint64_t total[BALLOON_REQUEST_TYPE__MAX];
+} BalloonTask;
+
 typedef struct BalloonMisc {
     BalloonWorker worker;       /* without a device: not offered */
     BalloonQueue queue;
@@ -39,6 +63,12 @@ typedef struct BalloonMisc {
     uint64_t last_id;
     bool outstanding;           /* state for the vmstate: ASKED or ENDED */
     UnusedPagesProvider provider;
+    BalloonTask task;
+    /* Properties: what a migration has reclaimed first, at the most */
+    uint64_t migrate_reclaim;
+    uint32_t migrate_reclaim_ms;
+    bool prepared;              /* that was begun... */
+    int64_t prepare_until;      /* ...or not, by then */
 
     /* Since the device was created */
     uint64_t requests;          /* given to the driver */
@@ -52,6 +82,8 @@ typedef struct BalloonMisc {
 } BalloonMisc;
 
 void balloon_misc_instance_init(Object *obj);
+/* Of the properties */
+bool balloon_misc_check(VirtIODevice *vdev, Error **errp);
 /* Adds the queue, which must be the device's last */
 void balloon_misc_realize(VirtIODevice *vdev);
 void balloon_misc_unrealize(VirtIODevice *vdev);
@@ -60,5 +92,23 @@ void balloon_misc_queue_reset(VirtIODevice *vdev, uint32_t index);
 void balloon_misc_set_status(VirtIODevice *vdev, uint8_t status);
 
 extern const VMStateDescription vmstate_virtio_balloon_misc;
+
+/* Whether the driver can be asked, and if not, why */
+UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp);
+/* Whether its buffer is there now, while it can be asked */
+bool balloon_misc_head_takes_request(BalloonMisc *m);
+/* The request is written in the bottom half */
+void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req);
+/* From here on the answer does not count; it is outstanding all the same */
+void balloon_misc_end_id(BalloonMisc *m);
+
+/* Of the task, see virtio-balloon-request.c */
+extern const BalloonRequestOps balloon_request_ops;
+bool balloon_request_start(BalloonMisc *m, BalloonRequestType type,
+                           uint64_t bytes, uint32_t timeout, bool swap,
+                           Error **errp);
+void balloon_request_cancel(BalloonMisc *m);
+/* No further runs will come */
+void balloon_request_part_ended(BalloonMisc *m, UnusedPagesEnd how);
 
 #endif

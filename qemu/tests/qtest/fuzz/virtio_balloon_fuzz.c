@@ -692,13 +692,17 @@ static void read_message(const uint8_t *buf, size_t size, bool misc, Expect *e)
             e->bad++;
             break;
         }
-        bad = shift < 12 || shift > 30 || lduw_le_p(h + 6) || start & 63;
+        bad = shift < 12 || shift > 30 || lduw_le_p(h + 6);
+        if (!misc || len) {
+            /* Else it may be a number */
+            bad = bad || start & 63 ||
+                  ((__uint128_t)start + 8 * len) << shift > UINT64_MAX;
+        }
         if (misc) {
             bad |= flag > 2 || (flag & VIRTIO_BALLOON_BMAP_FLAG_ERROR && len);
         } else {
             bad |= lduw_le_p(h) || flag || ldq_le_p(h + 8);
         }
-        bad = bad || ((__uint128_t)start + 8 * len) << shift > UINT64_MAX;
         at += 32 + len;
         if (bad) {
             e->bad++;
@@ -915,6 +919,7 @@ static void append_record(bool answer)
     if (answer) {
         what = get8();
         flag = what & 3;
+        cmd = f.m->request.cmd;
         id = f.m->last_id + (what >> 2 & 3 ? 0 : what >> 4) - (what >> 7);
         if (flag & VIRTIO_BALLOON_BMAP_FLAG_ERROR && what & 4) {
             len = says = 0;
@@ -1092,7 +1097,20 @@ static void op_offer_request(void)
 
 static void ask(void)
 {
-    object_property_set_bool(OBJECT(f.proxy), "misc-vq-ask", true, NULL);
+    balloon_request_start(f.m, BALLOON_REQUEST_TYPE_UNUSED_PAGES, 0, 0, false,
+                          NULL);
+}
+
+/* To trim, and for numbers: what they count or discard is not foreseen */
+static void ask_for_more(uint8_t how)
+{
+    f.sure[0] = f.sure[1] = false;
+    if (how & 0x80) {
+        balloon_request_cancel(f.m);
+    } else {
+        balloon_request_start(f.m, how % BALLOON_REQUEST_TYPE__MAX,
+                              1 + (how >> 3) * MiB, 1000, how & 0x40, NULL);
+    }
 }
 
 static void op_migration(void)
@@ -1211,7 +1229,11 @@ static void run(void)
             op_offer_request();
             break;
         case 21 ... 22:
-            ask();
+            if (op & 0x40) {
+                ask_for_more(get8());
+            } else {
+                ask();
+            }
             if (op & 0x20) {
                 poll(2);
             }

@@ -377,6 +377,52 @@ def drain() -> Dict[str, int]:
     return out
 
 
+# Up to so much is reclaimed before a migration
+RECLAIM = {"misc-vq": "on", "migrate-reclaim": "64G", "migrate-reclaim-ms": "30000"}
+
+
+def caches() -> Dict[str, Dict[str, float]]:
+    """Migration of a guest full of page cache: plain, misc, with the cache reclaimed first."""
+    size = 3 * GIB
+    out: Dict[str, Dict[str, float]] = {}
+    OUT.mkdir(parents=True, exist_ok=True)
+    image = OUT / "cached"
+    with open(image, "wb") as file:
+        some = os.urandom(64 * MIB)
+        for _ in range(size // len(some)):
+            file.write(some)
+    # Its page cache goes when nobody has it open any more.
+    keep_open = "(exec 9< /dev/vda; exec sleep 100000) > /dev/null 2>&1 & "
+    read = f"head -c {size} /dev/vda | wc -c"
+    try:
+        for way, balloon in {**migrate.MODES, "reclaim first": RECLAIM}.items():
+            more: Dict[str, Any] = {
+                "memory": 4 * GIB, "balloon": balloon,
+                "drives": [f"if=none,id=disk0,format=raw,readonly=on,file={image}"],
+                "devices": ["virtio-blk-pci,drive=disk0"]}
+            with Guest(f"bench-caches-{len(out)}", **more) as source, \
+                    Guest(f"bench-caches-{len(out)}-target", incoming=True, **more) as target:
+                source.sh(keep_open + read, 300)
+                move = source.migrate_to(target, migrate.CAPABILITIES.get(
+                    "misc" if "misc-vq" in balloon else way, ()), migrate.LINK)
+                begin = time.monotonic()
+                target.sh(read, 300)
+                out[way] = {
+                    "time, s": move.info["total-time"] / 1e3,
+                    "of it setup, s": move.info["setup-time"] / 1e3,
+                    "sent, MiB": move.info["ram"]["transferred"] / MIB,
+                    "at the target, MiB": move.target_rss / MIB,
+                    "reclaimed, MiB": move.info.get("unused-pages", {}).get("reclaimed", 0) / MIB,
+                    "to read it all again, s": time.monotonic() - begin}
+    finally:
+        image.unlink()
+    print(f"{'4 GiB, 3 of page cache':30}" + "".join(f"{way:>15}" for way in out))
+    for what in out["plain"]:
+        print(f"  {what:28}" + "".join(f"{one[what]:15,.{1 if ', s' in what else 0}f}"
+                                      for one in out.values()))
+    return out
+
+
 def migrations(loads: List[migrate.Load], runs: int, memory: int = migrate.SIZE,
                prealloc: bool = True) -> Dict[str, Any]:
     """Tables of migrations, and every figure."""
@@ -537,6 +583,7 @@ def main() -> int:
         "walk": walks,
         "slowdown": slowdown,
         "drain": drain,
+        "caches": caches,
         "bare": lambda: bare_bench.figures(table),
         "migration": lambda: migrations(migrate.LOADS, 5),
         "backing": lambda: migrations(migrate.LOADS[:4], 1, 4 * GIB, prealloc=False),

@@ -39,6 +39,7 @@ import module_tests  # noqa: F401 pylint: disable=unused-import
 import operator_tests  # noqa: F401 pylint: disable=unused-import
 import package_tests  # noqa: F401 pylint: disable=unused-import
 import reclaim_tests  # noqa: F401 pylint: disable=unused-import
+import request_tests  # noqa: F401 pylint: disable=unused-import
 import soak_tests
 from harness import TESTS, Failure, Run, Test
 from lab import GIB, Skip

@@ -646,21 +646,13 @@ class Guest:
 
         Who does not wait for it may ask while the driver is away.
         """
-        path = "/machine/peripheral/balloon0"
         deadline = self.deadline(timeout)
-
-        def over() -> None:
-            while self.qmp("qom-get", path=path, property="misc-vq-ask"):
-                if time.monotonic() > deadline:
-                    raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
-                time.sleep(0.001)
-
+        # Or the counters rise by two answers.
+        self.last_request(timeout)
+        before = self.stats("misc-vq")
         while True:
-            # Or the counters rise by two answers.
-            over()
-            before = self.stats("misc-vq")
             try:
-                self.qmp("qom-set", path=path, property="misc-vq-ask", value=True)
+                self.qmp("balloon-request", type="unused-pages")
                 break
             except LabError as error:
                 # The driver has only just started, or is about to.
@@ -669,8 +661,32 @@ class Guest:
                     raise
                 time.sleep(0.01)
         if wait:
-            over()
+            self.last_request(timeout)
         return rose(before, self.stats("misc-vq"))
+
+    def last_request(self, timeout: float = 30) -> Dict[str, Any]:
+        """Wait for the end of what was asked for last, if anything was; what came of it."""
+        deadline = self.deadline(timeout)
+        while True:
+            reply = self._vm.qmp("query-balloon-request")
+            last: Dict[str, Any] = reply.get("return", {})
+            if last.get("status") != "running":
+                return last
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
+            time.sleep(0.001)
+
+    def request(self, kind: str, timeout: float = 60, **more: Any) -> Dict[str, Any]:
+        """Ask the balloon's driver for something, and wait; what came of it."""
+        deadline = self.deadline(timeout)
+        while True:
+            try:
+                self.qmp("balloon-request", type=kind, **more)
+                return self.last_request(timeout)
+            except LabError as error:
+                if "not offered" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def actual(self) -> int:
         """Bytes of memory that the balloon leaves to the guest."""

@@ -127,6 +127,9 @@ def obey(guest: Guest, folder: Path, command: Dict[str, Any]) -> None:
         require(0 < path.stat().st_blocks * 512 < 512 * MIB, f"{path.stat().st_blocks} blocks")
         path.unlink()
         guest.qmp("cont")
+    elif name == "balloon-request":
+        last = guest.request(arguments["type"], **{k: v for k, v in arguments.items() if k != "type"})
+        equal(f"{arguments}", last["status"], "completed")
     else:
         guest.qmp(name, **arguments)
         if name == "balloon":

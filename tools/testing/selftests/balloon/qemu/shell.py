@@ -17,9 +17,8 @@ Worth trying, in the guest (#) and in the monitor (>):
 > qom-get /machine/peripheral/balloon0 page-bitmap-stats
                              7 GiB in a few messages: kicks, discard-calls, discarded-bytes
 > balloon 8192               and all of it is back
-> qom-set /machine/peripheral/balloon0 misc-vq-ask true
-> qom-get /machine/peripheral/balloon0 misc-vq-stats
-                             reported-pages, of 4 KiB: what free -m has as free
+> balloon_request unused-pages
+> info balloon               what free -m has as free
 > migrate exec:cat>/dev/null
 > info migrate               transferred: what the guest uses; cont, and it runs on
 """
