@@ -1403,8 +1403,16 @@ static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
     g_autoptr(GByteArray) msg = g_byte_array_new();
     g_autofree char *args = g_strdup_printf("%s" MEMFD,
                                             qos_get_current_command_line());
+    static const struct {
+        int64_t when, where;
+    } holes[] = {
+        { 2 * MiB, 50 * MiB },
+        { 56 * MiB, 110 * MiB },
+        { 116 * MiB, 180 * MiB },
+        { 232 * MiB, 254 * MiB },
+    };
     const char *how = data;
-    int64_t source, target, sent;
+    int64_t source, target;
     Destination d;
     Misc m;
     int i;
@@ -1428,8 +1436,8 @@ static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
     } else if (g_str_equal(how, "asked")) {
         offer(&m);
     } else {
-        /* 28 MiB of pages of zeros in a second */
-        set_bandwidth(m.qts, 64 * KiB, 1);
+        /* 56 MiB of pages of zeros in a second */
+        set_bandwidth(m.qts, 128 * KiB, 1);
     }
     migrate(m.qts, d.uri);
     if (g_str_equal(how, "asked")) {
@@ -1440,14 +1448,15 @@ static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
     } else if (!g_str_equal(how, "stopped")) {
         gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
 
-        /* One page in a MiB each time that some MiB were sent */
-        for (i = 0; i < 16; i++) {
-            qtest_memset(m.qts, 16 * MiB + i * MiB, i + 1, 4096);
-            qtest_memset(m.qts, AREA + i * MiB, i + 1, 4096);
-            sent = ram_info(m.qts, "duplicate") + 2 * 256;
-            while (ram_info(m.qts, "duplicate") < sent) {
+        /*
+         * Ahead of the sender, in a hole that it is in: where the log was not
+         * cleared yet, and at the end, where it was
+         */
+        for (i = 0; i < ARRAY_SIZE(holes); i++) {
+            while (ram_info(m.qts, "duplicate") < holes[i].when / 4096) {
                 pause_until(deadline, 100);
             }
+            qtest_memset(m.qts, holes[i].where, i + 1, 4096);
         }
         set_bandwidth(m.qts, 1 * GiB, 300);
     }
@@ -1460,10 +1469,9 @@ static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(source, <, 16 * 1024);
     g_assert_cmpint(target, <, 16 * 1024);
     if (!g_str_equal(how, "asked") && !g_str_equal(how, "stopped")) {
-        for (i = 0; i < 16; i++) {
-            check_pages(d.qts, 16 * MiB + i * MiB, 4096, i + 1);
-            check_pages(d.qts, 16 * MiB + i * MiB + 4096, 4096, 0);
-            check_pages(d.qts, AREA + i * MiB, 4096, i + 1);
+        for (i = 0; i < ARRAY_SIZE(holes); i++) {
+            check_pages(d.qts, holes[i].where, 4096, i + 1);
+            check_pages(d.qts, holes[i].where + 4096, 4096, 0);
         }
     }
     end_destination(&d);
