@@ -201,9 +201,7 @@ MUTANTS = [
            "qtest packed-give-back", "virtio-net-packed-test.c:.*assertion failed"),
     # Each under KVM, where it can be had, and under TCG with the late dirty log
     Mutant("migration: the dirty log is not armed", UNUSED,
-           """        migration_clear_memory_region_dirty_bitmap_range(
-            u->rb, unused_pages.arm_page, 1);
-""", "", "bare two_cpus", "wrong pages: [0-9]+, not 0"),
+           "            migration_clear_memory_region_dirty_bitmap_range(u->rb, page, 1);\n", "", "bare two_cpus", "wrong pages: [0-9]+, not 0"),
     Mutant("migration: the guest is asked before the dirty log is armed", UNUSED,
            """        if (unused_pages.arm < unused_pages.ahead) {
 """, """        if (unused_pages.arm < unused_pages.ahead && answered) {

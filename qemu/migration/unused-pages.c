@@ -3,8 +3,9 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * In the first round, when all of RAM is to be sent, the guest is asked which
- * pages it does not use, and their bits are cleared in the migration bitmap.
+ * The guest is asked which pages it does not use, in the first round, when all
+ * of RAM is to be sent, and in later ones as long as that pays, and their bits
+ * are cleared in the migration bitmap.
  * The guest does not hold these pages: it may use one as soon as it has
  * reported it.  So the order of the steps matters.
  *
@@ -60,6 +61,16 @@
 #define ARM_MS          50
 /* All the waiting for the guest before the first round, in ms */
 #define WAIT_MS         500
+/*
+ * Later rounds are for those that last so many times as long as the answers
+ * took; but this is too short for any, in ms
+ */
+#define AGAIN_TIMES     4
+#define AGAIN_MS        100
+/* An answer brings little if less than this part of what was dirty is unused */
+#define AGAIN_PART      16
+/* So many rounds in a row for which the answers brought little are the last */
+#define AGAIN_CHANCES   2
 /* How often it is looked whether somebody can be asked */
 #define READY_MS        2
 
@@ -102,6 +113,8 @@ static struct {
     bool exhausted;             /* the guest cannot answer */
     int64_t since_ms;           /* when what is awaited was asked for */
     int64_t left_ms;            /* of WAIT_MS, but for what is awaited now */
+    int64_t answers_ms;         /* what all answers of the round took... */
+    unsigned int answers;       /* ...which are so many */
 
     /*
      * Set by the migration thread, reset by who synchronises the log, both
@@ -129,6 +142,9 @@ static struct {
     uint64_t dirty;             /* bits of the one that was asked for... */
     uint64_t unused;            /* ...and those that were cleared for it */
     double in_use;              /* of the last window that was answered */
+    uint64_t round_dirty;       /* the same for all windows of the round */
+    uint64_t round_unused;
+    unsigned int chances;       /* for an answer to bring something */
 } unused_pages;
 
 /* Of this migration, or the last one */
@@ -247,8 +263,12 @@ void unused_pages_end(UnusedPagesProvider *p, UnusedPagesEnd how)
     if (how == UNUSED_PAGES_DEAD) {
         unused_pages_off("the device stops");
     } else if (unused_pages.state == UNUSED_PAGES_ASKED) {
+        int64_t took = now_ms() - unused_pages.since_ms;
+
         unused_pages.exhausted = how == UNUSED_PAGES_ERROR;
-        unused_pages.left_ms -= now_ms() - unused_pages.since_ms;
+        unused_pages.left_ms -= took;
+        unused_pages.answers_ms += took;
+        unused_pages.answers++;
         qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
         qemu_cond_broadcast(&unused_pages.answered);
     }
@@ -291,6 +311,14 @@ void unused_pages_expire(void)
     }
     WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
         unused_pages_off("the dirty log is synchronised");
+        if (!unused_pages.answers || unused_pages.exhausted) {
+            unused_pages.chances = 0;
+        } else if (unused_pages.round_unused >=
+                   unused_pages.round_dirty / AGAIN_PART) {
+            unused_pages.chances = AGAIN_CHANCES;
+        } else if (unused_pages.chances) {
+            unused_pages.chances--;
+        }
     }
     qatomic_set(&unused_pages.asked, false);
     if (p) {
@@ -308,6 +336,7 @@ void unused_pages_cleanup(void)
     }
     g_clear_pointer(&unused_pages.ranges, g_array_unref);
     unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
+    unused_pages.chances = 0;
 }
 
 bool unused_pages_register(UnusedPagesProvider *p)
@@ -464,18 +493,24 @@ static void unused_pages_take(uint64_t size)
                                                        unused_pages.ahead));
 }
 
-/* With bitmap_mutex and in an RCU section: at least a chunk */
+/*
+ * With bitmap_mutex and in an RCU section: at least a chunk.  Where nothing is
+ * dirty no answer changes anything.
+ */
 static void unused_pages_arm(int64_t deadline)
 {
     do {
         UnusedRange *u = unused_pages_range(unused_pages.arm);
         unsigned long chunk = 1ul << u->rb->clear_bmap_shift;
+        unsigned long page = unused_pages.arm_page;
+        unsigned long next = QEMU_ALIGN_DOWN(page, chunk) + chunk;
+        unsigned long last = MIN(next, u->last);
 
-        migration_clear_memory_region_dirty_bitmap_range(
-            u->rb, unused_pages.arm_page, 1);
-        unused_pages.arm_page = QEMU_ALIGN_DOWN(unused_pages.arm_page, chunk) +
-                                chunk;
-        if (unused_pages.arm_page >= u->last) {
+        if (find_next_bit(u->rb->bmap, last, page) < last) {
+            migration_clear_memory_region_dirty_bitmap_range(u->rb, page, 1);
+        }
+        unused_pages.arm_page = next;
+        if (next >= u->last) {
             if (++unused_pages.arm == unused_pages.ahead) {
                 return;
             }
@@ -516,6 +551,7 @@ static bool unused_pages_want(void)
                 u->rb->bmap, u->first, MIN(u->last, used) - u->first);
         }
     }
+    unused_pages.round_dirty += unused_pages.dirty;
     unused_pages.since_ms = now_ms();
     /* Arm before ask: the lock orders the two */
     qatomic_set(&unused_pages.state, UNUSED_PAGES_WANTED);
@@ -568,6 +604,7 @@ static void unused_pages_fold(uint64_t *dirty_pages)
     }
     *dirty_pages -= cleared;
     unused_pages.unused += cleared;
+    unused_pages.round_unused += cleared;
     stat64_add(&unused_pages_stats.left_out_bytes,
                cleared << TARGET_PAGE_BITS);
     stat64_add(&unused_pages.provider->unsent_bytes,
@@ -745,6 +782,8 @@ static UnusedPagesReady unused_pages_try_begin(void)
     unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
     unused_pages.told = unused_pages.low = unused_pages.low_page = 0;
     unused_pages.in_use = 1;
+    unused_pages.round_dirty = unused_pages.round_unused = 0;
+    unused_pages.answers_ms = unused_pages.answers = 0;
     qatomic_set(&unused_pages.state, UNUSED_PAGES_IDLE);
     return UNUSED_PAGES_READY;
 }
@@ -843,6 +882,7 @@ bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
     }
     ready = unused_pages_begin();
     if (ready == UNUSED_PAGES_READY) {
+        unused_pages.chances = AGAIN_CHANCES;
         do {
             if (unused_pages_cancelled()) {
                 break;
@@ -864,6 +904,21 @@ bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
         unused_pages_not_asked(ready);
     }
     return true;
+}
+
+void unused_pages_ask_again(uint64_t dirty_pages)
+{
+    double bytes_per_ms = migrate_get_current()->mbps * 125;
+    double round_ms = (dirty_pages << TARGET_PAGE_BITS) / bytes_per_ms;
+
+    if (!unused_pages.chances || unused_pages_urgent() || bytes_per_ms <= 0 ||
+        round_ms < MAX(AGAIN_MS, AGAIN_TIMES * unused_pages.answers_ms)) {
+        return;
+    }
+    if (unused_pages_try_begin() == UNUSED_PAGES_READY) {
+        /* Where little is dirty there may be much already. */
+        unused_pages.told = UINT_MAX;
+    }
 }
 
 void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages)

@@ -80,6 +80,11 @@ void unused_pages_prepare(void);
  * there is a device that can ask, so that it may have taken its time.
  */
 bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
+/*
+ * Asks once more, if that pays, without waiting.  Called under the BQL by the
+ * migration thread, behind a synchronisation.
+ */
+void unused_pages_ask_again(uint64_t dirty_pages);
 /* Applies what has come.  Called with bitmap_mutex, in an RCU section. */
 void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages);
 /*

@@ -1554,6 +1554,68 @@ static void test_migrate_late(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+static void wait_syncs(Misc *m, int64_t nr)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    while (ram_info(m->qts, "dirty-sync-count") < nr) {
+        g_assert_false(has_status(m->qts, "completed"));
+        pause_until(deadline, 1000);
+    }
+}
+
+/*
+ * In later rounds the guest is asked again, as long as that brings something,
+ * and what is written behind that is sent.
+ */
+static void test_migrate_rounds(void *obj, void *data, QGuestAllocator *alloc)
+{
+    g_autoptr(GByteArray) msg = g_byte_array_new();
+    int64_t syncs = 1;
+    Destination d;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    start_destination(&d, qos_get_current_command_line());
+    set_bandwidth(m.qts, 16 * MiB, 1);
+    offer(&m);
+    migrate(m.qts, d.uri);
+    for (i = 0; i < 4; i++) {
+        wait_request(&m);
+        check_migration_request(&m);
+        g_assert_cmpint(ram_info(m.qts, "dirty-sync-count"), >=, syncs);
+        /* What the next round has to send, but for a page of it; and that */
+        qtest_memset(m.qts, AREA, 0xa0 + i, 64 * MiB);
+        qtest_memset(m.qts, AREA + 1 * MiB, 0x10 + i, 4096);
+        if (i < 2) {
+            add_mibs(&m, msg, CONT, AREA, UINT64_MAX);
+            transmit(&m, msg);
+            qtest_memset(m.qts, AREA + 2 * MiB, 0x20 + i, 4096);
+        }
+        finish(&m, DONE);
+        offer(&m);
+        syncs = ram_info(m.qts, "dirty-sync-count") + 1;
+        wait_syncs(&m, syncs);
+    }
+    /* Twice nothing was unused: that is enough. */
+    qtest_memset(m.qts, AREA + 64 * MiB, 0x55, 64 * MiB);
+    wait_syncs(&m, syncs + 1);
+    g_assert_cmpint(grown(&m, "requests"), ==, 4);
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    wait_status(m.qts, "completed");
+    wait_status(d.qts, "completed");
+    g_assert_cmpint(grown(&m, "answers"), ==, 4);
+    /* Some of it was sent before the second answer. */
+    g_assert_cmpint(grown(&m, "unsent-pages"), >=, 96 * 256);
+    check_pages(d.qts, AREA, 1 * MiB, 0xa3);
+    check_pages(d.qts, AREA + 1 * MiB, 4096, 0x13);
+    check_pages(d.qts, AREA + 1 * MiB + 4096, 63 * MiB - 4096, 0xa3);
+    check_pages(d.qts, AREA + 64 * MiB, 64 * MiB, 0x55);
+    end_destination(&d);
+    end_source(&m);
+}
+
 /* The answer comes after the next synchronisation: it is void. */
 static void test_migrate_stale(void *obj, void *data, QGuestAllocator *alloc)
 {
@@ -1819,6 +1881,13 @@ static void test_migrate_all(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+static void set_postcopy_bandwidth(QTestState *qts, int64_t bytes)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate-set-parameters',"
+                             " 'arguments': {'max-postcopy-bandwidth': %"
+                             PRId64 "}}", bytes);
+}
+
 static void recover(Misc *m, Destination *d)
 {
     g_autofree char *path = g_strdup_printf("%s/recover", d->dir);
@@ -1861,9 +1930,7 @@ static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
     listen_at_destination(&d, true);
     qtest_memset(m.qts, AREA, 0xa5, 64 * MiB);
     set_bandwidth(m.qts, 4 * MiB, 1);
-    qtest_qmp_assert_success(m.qts, "{'execute': 'migrate-set-parameters',"
-                             " 'arguments': {'max-postcopy-bandwidth': %d}}",
-                             (int)(64 * KiB));
+    set_postcopy_bandwidth(m.qts, 64 * KiB);
     offer(&m);
     migrate(m.qts, d.uri);
     wait_request(&m);
@@ -1875,7 +1942,8 @@ static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
     wait_counter(&m, "unsent-pages", 16 * 256 + 1);
     if (how) {
         wait_status(m.qts, "active");
-        qtest_qmp_assert_success(m.qts, "{'execute': 'migrate-start-postcopy'}");
+        qtest_qmp_assert_success(m.qts,
+                                 "{'execute': 'migrate-start-postcopy'}");
         wait_status(m.qts, "postcopy-active");
         /* Not sent yet, but for who asks for it */
         check_pages(d.qts, AREA + 1 * MiB, 4096, 0x11);
@@ -1887,8 +1955,7 @@ static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
             check_pages(d.qts, AREA + 2 * MiB, 4096, 0x22);
             check_pages(d.qts, AREA + 2 * MiB + 4096, 256 * KiB, 0);
         }
-        qtest_qmp_assert_success(m.qts, "{'execute': 'migrate-set-parameters',"
-                                 " 'arguments': {'max-postcopy-bandwidth': 0}}");
+        set_postcopy_bandwidth(m.qts, 0);
     } else {
         set_bandwidth(m.qts, 1 * GiB, 300);
     }
@@ -2716,6 +2783,7 @@ static void register_virtio_balloon_misc_test(void)
           (void *)"multifd", add_memfd_late_log },
         { "migrate-write", test_migrate_write, NULL, NULL, add_late_log },
         { "migrate-late-answer", test_migrate_late, NULL, NULL, add_late_log },
+        { "migrate-rounds", test_migrate_rounds, NULL, NULL, add_late_log },
         { "migrate-stale-answer", test_migrate_stale },
         { "migrate-ends", test_migrate_ends },
         { "migrate-again", test_migrate_again },

@@ -62,6 +62,7 @@ class Way(NamedTuple):
     parameters: Mapping[str, Any] = FAST
     during: Hook = nothing
     rounds: int = 3
+    answers: int = 0
     command: str = ""
     cancels: int = 0
 
@@ -77,6 +78,9 @@ WAYS: Dict[str, Way] = {
                          {"max-bandwidth": 64 * MIB, "downtime-limit": 1,
                           "throttle-trigger-threshold": 1}, speed_up, rounds=1000),
     "xbzrle": Way(4, TWO, ("xbzrle",)),
+    # Rounds that are worth to be asked for
+    "asked again": Way(3, TWO, (), {"max-bandwidth": 48 * MIB, "downtime-limit": 1}, rounds=5,
+                       answers=3),
     "sparse": Way(4, TWO, ("sparse-ram",)),
     "sparse multifd": Way(4, TWO, ("sparse-ram", "multifd"), {**FAST, "multifd-channels": 2}),
     "small chunks": Way(4, {**TWO, "shift": 8}),
@@ -121,6 +125,7 @@ def chain(run: Run, way: Way, accel: str, hops: int) -> None:
             equal("errors", moves[-1].misc["errors"], 0)
             equal("bad records", bool(moves[-1].misc["bad-records"]), way.command == "noise")
             require(counters["written"] > before["written"], "nothing was written as reported")
+            require(moves[-1].misc["answers"] >= way.answers, f"{moves[-1].misc}")
     finally:
         source.close()
     if "free-page-hint" in way.more.get("balloon", {}):
