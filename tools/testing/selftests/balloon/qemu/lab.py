@@ -647,9 +647,12 @@ class Guest:
         Who does not wait for it may ask while the driver is away.
         """
         deadline = self.deadline(timeout)
-        # Or the counters rise by two answers.
+        # Or the counters rise by two answers, also by one that nobody wants any more.
         self.last_request(timeout)
-        before = self.stats("misc-vq")
+        while (before := self.stats("misc-vq")).get("outstanding"):
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: no answer: {before}")
+            time.sleep(0.001)
         while True:
             try:
                 self.qmp("balloon-request", type="unused-pages")
@@ -684,7 +687,8 @@ class Guest:
                 self.qmp("balloon-request", type=kind, **more)
                 return self.last_request(timeout)
             except LabError as error:
-                if "not offered" not in str(error) or time.monotonic() > deadline:
+                soon = "not offered" in str(error) or "outstanding" in str(error)
+                if not soon or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
