@@ -132,3 +132,13 @@ def request_migration(run: Run) -> None:
             require(False, "a guest that is stopped was asked")
         target.qmp("cont")
         works(target)
+
+
+@test
+def request_module(run: Run) -> None:
+    """the module for other kernels writes back, refuses the rest, and answers as ever"""
+    with run.guest(kernel="guest-module", balloon=MISC) as guest:
+        equal("answer", done(guest, "sync"), 0)
+        for kind, more in (("trim", {}), ("reclaim", {"bytes": MIB}), ("compact", {})):
+            equal(kind, guest.request(kind, **more)["status"], "failed")
+        works(guest)
