@@ -18,6 +18,11 @@ def done(guest: Guest, kind: str, **more: Any) -> int:
     return int(last["bytes"])
 
 
+def hmp(guest: Guest, line: str) -> str:
+    """What the monitor for people answers."""
+    return str(guest.qmp("human-monitor-command", **{"command-line": line}))
+
+
 def fill_cache(guest: Guest) -> None:
     """Read all of the disk, and have it open: its page cache goes when nobody has."""
     guest.sh("(exec 9< /dev/vda; exec sleep 100000) > /dev/null 2>&1 & cat /dev/vda > /dev/null", 120)
@@ -94,7 +99,11 @@ def request_sync(run: Run) -> None:
         guest.sh("echo 0 > /proc/sys/vm/dirty_writeback_centisecs; "
                  "dd if=/dev/zero of=/d/f bs=1M count=64", 60)
         require(guest.meminfo()["Dirty"] > 32 * MIB, f"{guest.meminfo()['Dirty']} bytes dirty")
-        equal("answer", done(guest, "sync"), 0)
+        # As people ask
+        equal("monitor", hmp(guest, "balloon_request sync"), "")
+        guest.last_request()
+        require("sync completed, 0 MB" in hmp(guest, "info balloon"), hmp(guest, "info balloon"))
+        require("needs to know" in hmp(guest, "balloon_request reclaim"), "nothing to reclaim")
         require(guest.meminfo()["Dirty"] < 4 * MIB, f"{guest.meminfo()['Dirty']} bytes dirty")
 
         guest.start("balloon_mem fragment 600M 2").wait_ready(60)
@@ -116,7 +125,8 @@ def request_migration(run: Run) -> None:
         guest.qmp("balloon-request", type="trim")
         move = guest.migrate_to(target, parameters=FAST)
         stats = move.info["unused-pages"]
-        print(f"# {stats}")
+        print(f"# {stats}; {hmp(guest, 'info migrate').partition('unused pages')[2]}")
+        require("reclaimed before" in hmp(guest, "info migrate"), hmp(guest, "info migrate"))
         require(guest.last_request()["type"] == "reclaim", f"{guest.last_request()}")
         near("reclaimed first / MiB", stats["reclaimed"] / MIB, 256, 32)
         require("not-asked" not in stats, f"{stats}")
