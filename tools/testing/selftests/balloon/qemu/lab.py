@@ -75,6 +75,13 @@ class Arch(NamedTuple):
 # TCG repeats a string instruction a byte at a time, so that a guest which trusts them to be
 # fast takes 20 us to clear a page.
 SLOW_STRINGS = ",-erms,-fsrm,-fsrs,-fzrm"
+# A fifth level of page tables is one more to walk, each time that TCG does not know a page.
+FOUR_LEVELS = ",-la57"
+# Or each CPU but the first counts how often it turns in some ticks, while the first waits for
+# it, since TCG does not say that the TSC is constant. Good to a factor of two, which is enough
+# for delays that wait for devices. And on a busy host a look whether the timer interrupts in
+# time finds that it does not, and the kernel panics.
+TIMING = " lpj=10000000 no_timer_check"
 PCI_LEGACY = {"disable-modern": "on", "disable-legacy": "off"}
 X86 = Arch("qemu", "qemu-system-x86_64", "q35", "max", "ttyS0", "pci", PCI_LEGACY, "cc", PAGE)
 ARCHS = {
@@ -346,7 +353,8 @@ def arguments(kernel: str = "guest", *, memory: int = 2 * GIB, backend: str = ""
         append += " tsc_early_khz=2000000"
     cpu = arch(kernel).cpu
     if accel == "tcg" and arch(kernel).program == X86.program:
-        cpu += SLOW_STRINGS
+        cpu += SLOW_STRINGS + FOUR_LEVELS
+        append += TIMING
     image = artifact(kernel) / "bzImage"
     if not sleeps or not image.exists():
         image = artifact(kernel) / "kernel"
