@@ -11,7 +11,7 @@ import itertools
 from typing import Dict, Iterable, Iterator, List, Tuple
 
 from harness import FAST, Failure, Run, equal, features, needs, require, test, variants
-from lab import GIB, MIB, Guest, LabError, Skip, has_property
+from lab import MIB, Guest, LabError, Skip, has_property
 
 # Properties of the device and the feature bits that they offer
 BITS = {"deflate-on-oom": 2, "free-page-hint": 3, "page-poison": 4, "free-page-reporting": 5,
@@ -117,42 +117,46 @@ def matrix(run: Run, names: Tuple[str, str]) -> None:
 def matrix_migration(run: Run, kernel: str) -> None:
     """{}: between both QEMUs with the features that both have, within ours with all"""
     affordable()
-    needs(kernel, "ACPI")
-    both, ours = ("qemu", "qemu-stock", "qemu"), ("qemu", "qemu")
+    needs(kernel, "HOTPLUG_PCI_ACPI")
+    size = 512 * MIB
+    both, ours = ("qemu-stock", "qemu"), ("qemu",)
     chains: List[Tuple[Subset, Tuple[str, ...]]] = [(QUEUES, both), (tuple(BITS), ours)]
     if kernel == "guest":
         # What moves a queue; the other features are bits, and words of the configuration.
         chains += [(some, both) for some in subsets(QUEUES) if some != QUEUES]
         chains += [(some + ("page-bitmap",), ours) for some in subsets(QUEUES + ("misc-vq",))]
-    for some, hosts in chains:
-        props = {name: "on" if name in some else "off" for name in BITS}
-        source = None
-        try:
+
+    def host(qemu: str, some: Subset, incoming: bool) -> Guest:
+        props = {name: "on" if name in some else "off" for name in BITS
+                 if has_property(qemu, name)}
+        return run.guest(kernel=kernel, qemu=qemu, balloon=props, machine="pc-q35-10.0",
+                         memory=size, bitmap=props.get("page-bitmap") == "on", hotplug=True,
+                         objects=[] if "free-page-hint" in some else ["iothread,id=hint0"],
+                         incoming=incoming)
+
+    # One guest, whose balloon is replaced where our QEMU runs it
+    source = host("qemu", (), False)
+    try:
+        job = source.start("balloon_mem stamp 64M").wait_ready()
+        for some, hosts in chains:
+            plug(source, some)
+            source.balloon(size - 128 * MIB)
             for qemu in hosts:
-                mine = {k: v for k, v in props.items() if has_property(qemu, k)}
-                guest = run.guest(kernel=kernel, qemu=qemu, balloon=mine, machine="pc-q35-10.0",
-                                  bitmap=mine.get("page-bitmap") == "on",
-                                  incoming=source is not None)
-                if source is None:
-                    source = guest
-                    job = source.start("balloon_mem stamp 64M").wait_ready()
-                    source.balloon(GIB - 128 * MIB)
-                else:
-                    # Unpatched QEMU loses pages that a guest writes under TCG, its kernel's too.
-                    try:
-                        source.migrate_to(guest, parameters=FAST,
-                                          stopped=source.qemu == "qemu-stock")
-                    except BaseException:
-                        guest.close()
-                        raise
-                    source.close()
-                    job.guest = source = guest
-                    source.balloon(GIB)
-                    source.balloon(GIB - 64 * MIB)
-            job.finish()
-        finally:
-            if source:
+                target = host(qemu, some, True)
+                # Unpatched QEMU loses pages that a guest writes under TCG, its kernel's too.
+                try:
+                    source.migrate_to(target, parameters=FAST,
+                                      stopped=source.qemu == "qemu-stock")
+                except BaseException:
+                    target.close()
+                    raise
                 source.close()
+                job.guest = source = target
+                source.balloon(size)
+                source.balloon(size - 64 * MIB)
+        job.finish()
+    finally:
+        source.close()
     WORKING[kernel, "migration"] = len(chains)
 
 

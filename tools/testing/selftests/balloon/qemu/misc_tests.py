@@ -198,9 +198,9 @@ def ask_and_go(guest: Guest) -> None:
 @test
 def misc_interrupted(run: Run) -> None:
     """suspend, reload, stop and reset while a request is answered"""
-    with run.guest(memory=2 * GIB, balloon=MISC) as guest:
+    with run.guest(balloon=MISC) as guest:
         # Every other page: the answer takes a while, and with sanitizers so does the load.
-        size = 466 if run.kernel == "guest-debug" else 1400
+        size = 233 if run.kernel == "guest-debug" else 700
         guest.start(f"balloon_mem fragment {size}M 2").wait_ready(60)
         for delay in (0, 0.002, 0.005, 0.01):
             ask_and_go(guest)
@@ -327,7 +327,7 @@ def left_out(migrations: List[Migration]) -> None:
 @test
 def misc_migration(run: Run) -> None:
     """a guest that rewrites, frees and checks memory, 20 migrations, no wrong page"""
-    left_out(chain(run, 20, "balloon_mem churn 256M", rounds=3))
+    left_out(chain(run, 20, "balloon_mem churn 128M", rounds=3))
 
 
 @test
@@ -349,7 +349,7 @@ def misc_migration_hint(run: Run) -> None:
     """the same with free page hints beside it, 20 migrations"""
     if not free_page_hints():
         raise Skip("QEMU aborts: its free page hints interrupt without its lock")
-    moves = chain(run, 20, "balloon_mem churn 256M", rounds=3,
+    moves = chain(run, 20, "balloon_mem churn 128M", rounds=3,
                   more={"balloon": {**MISC, "free-page-hint": "on"}})
     # Blocks that hinting has taken first are not unused, and are left out by its report.
     for number, one in enumerate(moves):
@@ -371,13 +371,13 @@ def late_log(run: Run) -> Dict[str, Any]:
 @test
 def misc_migration_late_log(run: Run) -> None:
     """the same with a dirty log that is cleared late, as KVM's manual protection does"""
-    left_out(chain(run, 6, "balloon_mem churn 256M", rounds=3, more=late_log(run)))
+    left_out(chain(run, 6, "balloon_mem churn 128M", rounds=3, more=late_log(run)))
 
 
 @test
 def misc_migration_multifd(run: Run) -> None:
     """the same with multifd"""
-    left_out(chain(run, 4, "balloon_mem churn 256M", rounds=3, capabilities=["multifd"]))
+    left_out(chain(run, 4, "balloon_mem churn 128M", rounds=3, capabilities=["multifd"]))
 
 
 @test
