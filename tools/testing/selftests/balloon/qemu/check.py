@@ -50,14 +50,11 @@ TEST_SECONDS = 2700 + soak_tests.SECONDS
 # or one of 32 GiB that hardly touches its memory.
 TEST_MEMORY = 4 * GIB
 # Those that take longest begin first, or the others would have to wait for them.
-LONG: Sequence[str] = ("*kunit_faults", "no_memory", "kasan_kunit", "soak", "matrix", "debug",
-                       "compaction")
+LONG: Sequence[str] = ("*kunit_faults", "*kunit", "soak", "no_memory", "matrix", "debug", "compaction")
 # These are run when they are named only: they install and boot whole systems.
 NAMED: Sequence[str] = ("package",)
 # These have guests without a kernel.
 BARE: Sequence[str] = ("bare",)
-# These wait more than they work: another one runs beside them.
-IDLE: Sequence[str] = ("kunit",)
 # What these are judged by depends on how fast their guest is.
 ALONE: Sequence[str] = ("compaction_waits",)
 # These have memory as a user's host gives it, in huge pages. To clear these takes a third
@@ -194,6 +191,34 @@ def shared(path: Optional[str]) -> bool:
     return False
 
 
+def available() -> int:
+    """Bytes of memory that the host has for tests."""
+    match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+    return int(match[1]) << 10 if match else TEST_MEMORY
+
+
+class Idle:
+    """How many of the host's CPUs have nothing to do."""
+
+    def __init__(self) -> None:
+        self.since, self.before = time.monotonic(), self.idle()
+
+    @staticmethod
+    def idle() -> float:
+        """CPU seconds without work since the host is up."""
+        fields = Path("/proc/stat").read_text("ascii").split(maxsplit=6)
+        return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+    def cpus(self) -> float:
+        """Those of the last 3 seconds or more; none before these are over."""
+        now, idle = time.monotonic(), self.idle()
+        if now - self.since < 3:
+            return 0
+        cpus = (idle - self.before) / (now - self.since)
+        self.since, self.before = now, idle
+        return cpus
+
+
 class Pool:
     """Runs tests, several at a time."""
 
@@ -204,7 +229,7 @@ class Pool:
         # Those that run alone last, when nothing else is left that could run beside them.
         self.waiting = sorted(tests, key=lambda one: (matches(one.name, ALONE), rank[one.name]))
         self.running: List[Running] = []
-        self.jobs, self.beside = jobs, beside
+        self.jobs, self.beside, self.idle = jobs, beside, Idle()
 
     def may_start(self, test: Test) -> bool:
         """Whether there is room for a test."""
@@ -214,8 +239,11 @@ class Pool:
             return not others and not busy
         if any(matches(name, ALONE) for name in others):
             return False
-        working = sum(not matches(name, IDLE) for name in others)
-        return working < max(self.jobs - busy, 1)
+        if len(others) < max(self.jobs - busy, 1):
+            return True
+        # Some wait more than they work.
+        return (len(others) < 2 * self.jobs and available() > TEST_MEMORY and
+                self.idle.cpus() > 0.6)
 
     def results(self) -> Iterator[Tuple[Running, Result]]:
         """Run all; each test and its result as it ends."""
@@ -237,11 +265,8 @@ class Pool:
 
 def spare_jobs() -> int:
     """How many tests to run at a time: JOBS, if there are CPUs and memory for so many."""
-    text = Path("/proc/meminfo").read_text("ascii")
-    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    memory = int(match[1]) << 10 if match else TEST_MEMORY
     cpus = len(os.sched_getaffinity(0))
-    return max(1, min(cpus, int(os.environ.get("JOBS") or cpus), memory // TEST_MEMORY))
+    return max(1, min(cpus, int(os.environ.get("JOBS") or cpus), available() // TEST_MEMORY))
 
 
 def report(one: Running, result: Result, number: int, seconds: float) -> None:
@@ -298,14 +323,17 @@ def main() -> int:
         lab.initramfs(args.kernel)
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     times: Dict[str, float] = {}
+    used = 0.0
     for running, result in Pool(tests, args.jobs, args.beside).results():
         counts[result.word] += 1
         times[running.test.name] = time.monotonic() - running.begin
+        used += result.cpu
         report(running, result, sum(counts.values()), times[running.test.name])
     for line in matrix_tests.table():
         print(f"# {line}")
     slowest = sorted(times, key=times.__getitem__, reverse=True)[:10]
     print("# slowest: " + ", ".join(f"{name} {times[name]:.0f} s" for name in slowest))
+    print(f"# all: {used:.0f} s of CPU")
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
     print(f"{counts['passed']} passed, {counts['failed']} failed{skipped}")
     return 1 if counts["failed"] else 0
