@@ -2177,6 +2177,7 @@ static void test_migrate_arming(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
     int64_t before;
+    int late = 0;
     Misc m;
 
     misc_init(&m, obj, alloc, 3, FEATURES);
@@ -2186,20 +2187,29 @@ static void test_migrate_arming(void *obj, void *data, QGuestAllocator *alloc)
     migrate(m.qts, NOWHERE);
     wait_cleared(m.qts, before + 64 * MiB);
     cancel(m.qts);
-    g_assert_cmpint(get_cleared(m.qts), <, before + 512 * MiB);
+    g_assert_cmpint(get_cleared(m.qts), <, before + 1 * GiB);
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
     g_assert_cmpint(grown(&m, "not-asked-cancelled"), ==, 1);
 
-    forget(&m);
-    migrate(m.qts, NOWHERE);
-    wait_window(&m, 0);
-    g_assert_cmphex(m.end, ==, 1 * GiB);
-    before = get_cleared(m.qts);
-    answer_gibs(&m, msg, UINT64_MAX);
-    wait_window(&m, 1 * GiB);
+    for (;;) {
+        forget(&m);
+        migrate(m.qts, NOWHERE);
+        wait_window(&m, 0);
+        g_assert_cmphex(m.end, ==, 1 * GiB);
+        before = get_cleared(m.qts);
+        answer_gibs(&m, msg, UINT64_MAX);
+        wait_window(&m, 1 * GiB);
+        if (!grown(&m, "timeouts")) {
+            break;
+        }
+        /* It was this test that was late, and migration began without it. */
+        g_assert_cmpint(late++, <, 10);
+        cancel(m.qts);
+        finish(&m, DONE);
+        offer(&m);
+    }
     g_assert_cmphex(m.end, ==, 3 * GiB);
     g_assert_cmpint(get_cleared(m.qts), >=, before + 2 * GiB - 1 * MiB);
-    g_assert_cmpint(grown(&m, "timeouts"), ==, 0);
     /* All of the last one, before this one is answered */
     wait_cleared(m.qts, before + 4 * GiB - 1 * MiB);
     g_assert_cmpint(grown(&m, "requests"), ==, 2);
@@ -2215,6 +2225,23 @@ static void test_migrate_arming(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+/* Of each 2 MiB of the window 64 KiB are in use */
+static void answer_most(Misc *m, GByteArray *msg)
+{
+    uint64_t start;
+
+    for (start = m->start; start < m->end; start += 1 * GiB) {
+        struct virtio_balloon_bmap_hdr hdr = answer_hdr(m, CONT, start >> 16,
+                                                        2 * KiB);
+
+        hdr.page_shift = cpu_to_le16(16);
+        add_raw(msg, hdr, 0xfffffffefffffffe, 2 * KiB);
+    }
+    transmit(m, msg);
+    finish(m, DONE);
+    offer(m);
+}
+
 /*
  * What is written before it is sent, but after the log was cleared for it, is
  * sent twice.  So that is not done long before.
@@ -2222,6 +2249,7 @@ static void test_migrate_arming(void *obj, void *data, QGuestAllocator *alloc)
 static void test_migrate_twice(void *obj, void *data, QGuestAllocator *alloc)
 {
     gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    g_autoptr(GByteArray) msg = g_byte_array_new();
     int64_t written = 0;
     uint64_t addr;
     Misc m;
@@ -2248,8 +2276,7 @@ static void test_migrate_twice(void *obj, void *data, QGuestAllocator *alloc)
 
         if (used(&m, &len)) {
             read_request(&m, m.qts);
-            finish(&m, DONE);
-            offer(&m);
+            answer_most(&m, msg);
         }
         pause_until(deadline, 100);
     } while (!has_status(m.qts, "completed"));
