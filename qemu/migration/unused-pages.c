@@ -848,24 +848,27 @@ UnusedPagesStats *unused_pages_query(void)
 
 void unused_pages_prepare(void)
 {
-    MigrationState *s = migrate_get_current();
-    UnusedPagesProvider *p = unused_pages.provider;
+    UnusedPagesProvider *p;
     uint64_t bytes = 0;
     bool more;
 
     stat64_set(&unused_pages_stats.reclaimed_bytes, 0);
     /* Where nothing will be left out there is no use in that */
-    if (!p || migrate_background_snapshot() || migrate_colo()) {
+    if (!unused_pages.provider || migrate_background_snapshot() ||
+        migrate_colo()) {
         return;
     }
     bql_lock();
-    more = runstate_is_running() && p->prepare(p);
+    p = unused_pages.provider;
+    more = p && runstate_is_running() && p->prepare(p);
     bql_unlock();
     while (more) {
         g_usleep(READY_MS * 1000);
         bql_lock();
-        more = p->preparing(p, qatomic_read(&s->state) !=
-                               MIGRATION_STATUS_ACTIVE, &bytes);
+        /* The device may have been unplugged */
+        more = unused_pages.provider == p &&
+               p->preparing(p, unused_pages_cancelled() ||
+                               unused_pages_urgent(), &bytes);
         bql_unlock();
         stat64_set(&unused_pages_stats.reclaimed_bytes, bytes);
     }

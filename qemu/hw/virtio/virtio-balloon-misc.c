@@ -38,7 +38,10 @@
 #define DISCARD_WEIGHT  (SLICE_BYTES / (64 * MiB))
 #define SLICE_WORK      16384
 
-/* How long it is tried to begin to reclaim for a migration, in ms */
+/*
+ * How long it is tried to begin to reclaim for a migration, and how late the
+ * last answer may be, in ms
+ */
 #define PREPARE_MS      500
 
 /* What can be asked */
@@ -494,7 +497,9 @@ static bool balloon_misc_provider_preparing(UnusedPagesProvider *p, bool end,
     if (!m->prepared) {
         return !end && balloon_misc_begin_to_prepare(m);
     }
-    if (end) {
+    /* The guest may never answer */
+    if (end || qemu_clock_get_ms(QEMU_CLOCK_REALTIME) >=
+               m->task.deadline_ms + PREPARE_MS) {
         balloon_request_cancel(m);
     }
     *bytes = m->task.bytes;

@@ -2764,6 +2764,25 @@ static void *add_trace(GString *cmd_line, void *arg)
     return g_steal_pointer(&file);
 }
 
+/* A guest that is to reclaim, and never answers, is not waited for for ever. */
+static void test_migrate_reclaim_silent(void *obj, void *data,
+                                        QGuestAllocator *alloc)
+{
+    Request req;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    offer(&m);
+    set_bandwidth(m.qts, 1 * GiB, 300);
+    migrate(m.qts, NOWHERE);
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_RECLAIM, sizeof(req.reclaim));
+    wait_status(m.qts, "completed");
+    g_assert_cmpint(grown(&m, "requests"), ==, 1);
+    g_assert_cmpint(grown(&m, "ended"), ==, 1);
+    g_assert_cmpint(grown(&m, "not-asked-busy"), ==, 1);
+    end_source(&m);
+}
+
 static void register_virtio_balloon_misc_test(void)
 {
     static const struct {
@@ -2816,6 +2835,8 @@ static void register_virtio_balloon_misc_test(void)
         { "migrate-again", test_migrate_again },
         { "request-to-registers", test_request_to_registers },
         { "migrate-not-asked", test_migrate_not_asked },
+        { "migrate-reclaim-silent", test_migrate_reclaim_silent,
+          "misc-vq=on,migrate-reclaim=64M,migrate-reclaim-ms=200" },
         { "migrate-all", test_migrate_all },
         { "migrate-postcopy-off", test_migrate_postcopy },
         { "migrate-postcopy", test_migrate_postcopy, NULL, (void *)"switch",
