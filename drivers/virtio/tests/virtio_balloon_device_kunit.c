@@ -810,7 +810,7 @@ static void device_good(struct kunit *test)
 		ALL, BITMAPS, BIT_ULL(VIRTIO_F_VERSION_1),
 		ALL | BIT_ULL(VIRTIO_BALLOON_F_STATS_VQ) | BIT_ULL(VIRTIO_BALLOON_F_DEFLATE_ON_OOM),
 	};
-	static const size_t sizes[] = { SZ_16M, SZ_64K, SZ_16M + SZ_1M, SZ_8M + SZ_64K, 0 };
+	static const size_t sizes[] = { SZ_4M, SZ_64K, SZ_4M + SZ_1M, SZ_2M + SZ_64K, 0 };
 	static const unsigned int rings[] = { 1, 2, 128 };
 	struct account before = take_account();
 	int i, j, k;
@@ -825,7 +825,7 @@ static void device_good(struct kunit *test)
 				KUNIT_EXPECT_EQ(test, d->nr_inside, sizes[k] >> PAGE_SHIFT);
 			}
 			/* Gone with a balloon that is not empty. */
-			target(d, SZ_4M);
+			target(d, SZ_1M);
 			KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 			remove_and_judge(d, &before, "good");
 		}
@@ -838,7 +838,7 @@ static void device_chunks(struct kunit *test)
 	struct account before = take_account();
 	struct device_double *d = double_start(test, BITMAPS, 128);
 
-	target(d, SZ_128M + SZ_64M);
+	target(d, SZ_64M + SZ_32M);
 	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	target(d, 0);
 	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
@@ -861,9 +861,9 @@ static void device_granule(struct kunit *test)
 			double_remove(d);
 			kunit_skip(test, "virtio_balloon is not loaded");
 		}
-		target(d, SZ_16M + SZ_64K);
+		target(d, SZ_4M + SZ_64K);
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
-		KUNIT_EXPECT_EQ(test, d->nr_inside, (SZ_16M + SZ_64K) >> PAGE_SHIFT);
+		KUNIT_EXPECT_EQ(test, d->nr_inside, (SZ_4M + SZ_64K) >> PAGE_SHIFT);
 		target(d, SZ_64K);
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		KUNIT_EXPECT_EQ(test, d->nr_inside, SZ_64K >> PAGE_SHIFT);
@@ -1089,7 +1089,7 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 		return;
 	}
 
-	target(d, SZ_16M);
+	target(d, SZ_8M);
 	KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%s", what);
 	mutex_lock(&d->lock);
 	d->where = where;
@@ -1098,10 +1098,10 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	mutex_unlock(&d->lock);
 	switch (where) {
 	case INFLATE:
-		target(d, SZ_32M);
+		target(d, SZ_16M);
 		break;
 	case DEFLATE:
-		target(d, SZ_4M);
+		target(d, SZ_2M);
 		break;
 	default:
 		ask_unused(d, 1);
@@ -1121,7 +1121,7 @@ static void one_fault(struct kunit *test, enum fault fault, enum role where, boo
 	case SCRIBBLE:
 	case NOISE:
 		/* Nothing that hurts. */
-		target(d, SZ_8M);
+		target(d, SZ_4M);
 		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%s", what);
 		break;
 	case NEVER:
@@ -1194,14 +1194,17 @@ static void expect_in_time(struct kunit *test, unsigned int in_time)
 		KUNIT_EXPECT_GT(test, in_time, 0);
 }
 
+/* It takes the driver a while, and with a sanitizer several times as long. */
+#define MUCH	(IS_ENABLED(CONFIG_KASAN) ? SZ_16M : SZ_64M)
+
 static const struct move {
 	const char *name;
 	u64 features;
 	size_t from, to;
 } moves[] = {
-	{ "deflates by bitmaps", BITMAPS, SZ_64M, 0 },
+	{ "deflates by bitmaps", BITMAPS, MUCH, 0 },
 	{ "deflates by numbers", BIT_ULL(VIRTIO_F_VERSION_1), SZ_4M, 0 },
-	{ "inflates by bitmaps", BITMAPS, 0, SZ_64M },
+	{ "inflates by bitmaps", BITMAPS, 0, MUCH },
 	{ "inflates by numbers", BIT_ULL(VIRTIO_F_VERSION_1), 0, SZ_4M },
 };
 
@@ -1332,13 +1335,13 @@ static void device_breaks_one(struct kunit *test)
 		struct device_double *d = double_start(test, BITMAPS, 16);
 		unsigned long freed, told = 0;
 
-		target(d, SZ_64M);
+		target(d, MUCH);
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		mutex_lock(&d->lock);
 		d->where = where;
 		d->fault = BREAK_ONE;
 		mutex_unlock(&d->lock);
-		target(d, where == INFLATE ? SZ_64M + SZ_16M : SZ_64M - SZ_1M);
+		target(d, where == INFLATE ? MUCH + MUCH / 4 : MUCH - SZ_1M);
 		KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&d->happened, patience(test)));
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		if (where == INFLATE)
@@ -1346,7 +1349,7 @@ static void device_breaks_one(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, told > 0, where == INFLATE);
 
 		/* As much as out of memory gets at a time, which finds the last ones first. */
-		target(d, SZ_64M - SZ_1M);
+		target(d, MUCH - SZ_1M);
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 		target(d, 0);
 		KUNIT_EXPECT_TRUE(test, eventually(pages_inside(d) <= told));
@@ -1385,13 +1388,13 @@ static void device_breaks_oom(struct kunit *test)
 	struct page *page, *next;
 	LIST_HEAD(pages);
 
-	target(d, SZ_64M);
+	target(d, MUCH);
 	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	mutex_lock(&d->lock);
 	d->where = INFLATE;
 	d->fault = BREAK_ONE;
 	mutex_unlock(&d->lock);
-	target(d, SZ_64M + SZ_16M);
+	target(d, MUCH + MUCH / 4);
 	KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&d->happened, patience(test)));
 	KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
 	told = last_told(d, &freed);
@@ -1623,7 +1626,7 @@ static void device_no_memory_probe(struct kunit *test)
 		failed = fail_nth(0);
 		refused += !taken;
 		if (taken) {
-			target(d, SZ_4M);
+			target(d, SZ_256K);
 			KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%u", n);
 		}
 		remove_and_judge(d, &before, "no memory in probe");
@@ -1651,7 +1654,7 @@ static void device_no_memory_sleeps(struct kunit *test)
 	for (n = 1; failed && n < MANY; n++) {
 		int err;
 
-		target(d, SZ_16M);
+		target(d, SZ_1M);
 		KUNIT_EXPECT_TRUE_MSG(test, eventually(arrived(d)), "%u", n);
 		fail_nth(n);
 		KUNIT_EXPECT_EQ(test, virtio_device_freeze(&d->vdev), 0);
