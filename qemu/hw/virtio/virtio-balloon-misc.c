@@ -642,6 +642,8 @@ void balloon_misc_realize(VirtIODevice *vdev)
     m->provider.prepare = balloon_misc_provider_prepare;
     m->provider.preparing = balloon_misc_provider_preparing;
     m->provider.cancel = balloon_misc_provider_cancel;
+    /* Nothing is */
+    m->task.status = BALLOON_REQUEST_STATUS_COMPLETED;
     unused_pages_register(&m->provider);
     balloon_request_register(&balloon_request_ops, m);
 }

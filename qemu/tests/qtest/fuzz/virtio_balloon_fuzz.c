@@ -523,7 +523,8 @@ static void check_request(const Pending *p, uint32_t len)
     if (!len) {
         return;
     }
-    MUST(len == 40 && p->e.in_bytes >= 40);
+    MUST(len == 40 || (!f.sure[1] && (len == 32 || len == 16)));
+    MUST(p->e.in_bytes >= len);
     f.asked++;
     if (p->in_addr < ARENA + SCRATCH ||
         p->in_addr >= ARENA + SCRATCH + SCRATCH_SIZE || !f.sure[1]) {
