@@ -383,7 +383,7 @@ RECLAIM = {"misc-vq": "on", "migrate-reclaim": "64G", "migrate-reclaim-ms": "300
 
 def caches() -> Dict[str, Dict[str, float]]:
     """Migration of a guest full of page cache: plain, misc, with the cache reclaimed first."""
-    size = 3 * GIB // 2
+    size = 3 * GIB
     out: Dict[str, Dict[str, float]] = {}
     OUT.mkdir(parents=True, exist_ok=True)
     image = OUT / "cached"
@@ -397,7 +397,7 @@ def caches() -> Dict[str, Dict[str, float]]:
     try:
         for way, balloon in {**migrate.MODES, "reclaim first": RECLAIM}.items():
             more: Dict[str, Any] = {
-                "memory": 2 * GIB, "balloon": balloon,
+                "memory": 4 * GIB, "balloon": balloon,
                 "drives": [f"if=none,id=disk0,format=raw,readonly=on,file={image}"],
                 "devices": ["virtio-blk-pci,drive=disk0"]}
             with Guest(f"bench-caches-{len(out)}", **more) as source, \
@@ -416,7 +416,7 @@ def caches() -> Dict[str, Dict[str, float]]:
                     "to read it all again, s": time.monotonic() - begin}
     finally:
         image.unlink()
-    print(f"{'2 GiB, 1.5 of page cache':30}" + "".join(f"{way:>15}" for way in out))
+    print(f"{'4 GiB, 3 of page cache':30}" + "".join(f"{way:>15}" for way in out))
     for what in out["plain"]:
         print(f"  {what:28}" + "".join(f"{one[what]:15,.{1 if ', s' in what else 0}f}"
                                       for one in out.values()))

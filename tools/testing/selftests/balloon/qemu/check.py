@@ -333,7 +333,7 @@ def main() -> int:
         print(f"# {line}")
     slowest = sorted(times, key=times.__getitem__, reverse=True)[:10]
     print("# slowest: " + ", ".join(f"{name} {times[name]:.0f} s" for name in slowest))
-    print(f"# all: {used:.0f} s of CPU")
+    print(f"# {used:.0f} s of CPU in all")
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
     print(f"{counts['passed']} passed, {counts['failed']} failed{skipped}")
     return 1 if counts["failed"] else 0
