@@ -687,18 +687,23 @@ class Guest:
                 raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
             time.sleep(0.001)
 
-    def request(self, kind: str, timeout: float = 60, **more: Any) -> Dict[str, Any]:
-        """Ask the balloon's driver for something, and wait; what came of it."""
-        deadline = self.deadline(timeout)
+    def begin_request(self, kind: str, seconds: float = 60, **more: Any) -> None:
+        """Ask the balloon's driver for something, as soon as it can be asked."""
+        deadline = self.deadline(seconds)
         while True:
             try:
                 self.qmp("balloon-request", type=kind, **more)
-                return self.last_request(timeout)
+                return
             except LabError as error:
                 soon = "not offered" in str(error) or "outstanding" in str(error)
                 if not soon or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+    def request(self, kind: str, seconds: float = 60, **more: Any) -> Dict[str, Any]:
+        """Ask the balloon's driver for something, and wait; what came of it."""
+        self.begin_request(kind, seconds, **more)
+        return self.last_request(seconds)
 
     def actual(self) -> int:
         """Bytes of memory that the balloon leaves to the guest."""

@@ -121,9 +121,9 @@ def request_migration(run: Run) -> None:
     with disk(run, 512 * MIB) as drive, run.guest(balloon=balloon, **drive) as guest, \
             run.guest(balloon=balloon, incoming=True, **drive) as target:
         fill_cache(guest)
-        guest.qmp("balloon-request", type="reclaim", bytes=16 * MIB)
+        guest.begin_request("reclaim", bytes=16 * MIB)
         before = guest.last_request()["bytes"]
-        guest.qmp("balloon-request", type="trim")
+        guest.begin_request("trim")
         move = guest.migrate_to(target, parameters=FAST)
         stats = move.info["unused-pages"]
         print(f"# {stats}; {hmp(guest, 'info migrate').partition('unused pages')[2]}")
