@@ -232,7 +232,7 @@ MUTANTS = [
            "QEMU_MADV_NOHUGEPAGE", "QEMU_MADV_HUGEPAGE",
            "bare little_in_use", r"'sparse-ram',\): [0-9]{9}"),
     Mutant("migration: windows go by guest address", UNUSED,
-           "    g_array_sort(found, unused_pages_compare);", "    (void)unused_pages_compare;",
+           "    g_array_sort(ranges, unused_pages_compare);", "    (void)unused_pages_compare;",
            "qtest migrate-numa", "wait_window: assertion failed"),
     Mutant("migration: to arm is not cut short", UNUSED,
            """        do {
