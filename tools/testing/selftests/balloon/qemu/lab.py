@@ -661,16 +661,9 @@ class Guest:
             if time.monotonic() > deadline:
                 raise LabError(f"{self.name}: no answer: {before}")
             time.sleep(0.001)
-        while True:
-            try:
-                self.qmp("balloon-request", type="unused-pages")
-                break
-            except LabError as error:
-                # The driver has only just started, or is about to.
-                soon = "not offered" in str(error) or not wait and "no misc queue" in str(error)
-                if not soon or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        # The driver has only just started, or is about to.
+        soon = ("not offered",) if wait else ("not offered", "no misc queue")
+        self.begin_request("unused-pages", timeout, soon)
         if wait:
             self.last_request(timeout)
         return rose(before, self.stats("misc-vq"))
@@ -687,16 +680,16 @@ class Guest:
                 raise LabError(f"{self.name}: no answer: {self.stats('misc-vq')}")
             time.sleep(0.001)
 
-    def begin_request(self, kind: str, seconds: float = 60, **more: Any) -> None:
-        """Ask the balloon's driver for something, as soon as it can be asked."""
+    def begin_request(self, kind: str, seconds: float = 60,
+                      soon: Sequence[str] = ("not offered", "outstanding"), **more: Any) -> None:
+        """Ask the balloon's driver for something; again when an error says that it can soon be."""
         deadline = self.deadline(seconds)
         while True:
             try:
                 self.qmp("balloon-request", type=kind, **more)
                 return
             except LabError as error:
-                soon = "not offered" in str(error) or "outstanding" in str(error)
-                if not soon or time.monotonic() > deadline:
+                if not any(text in str(error) for text in soon) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
