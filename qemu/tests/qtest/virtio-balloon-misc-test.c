@@ -1578,9 +1578,10 @@ static void test_migrate_rounds(void *obj, void *data, QGuestAllocator *alloc)
 
     misc_init(&m, obj, alloc, 3, FEATURES);
     start_destination(&d, qos_get_current_command_line());
-    set_bandwidth(m.qts, 16 * MiB, 1);
-    /* The first round is to last, or the bandwidth is not known behind it. */
-    qtest_memset(m.qts, AREA + 64 * MiB, 0x44, 16 * MiB);
+    /* A round is to last four times as long as the answers, writes and all. */
+    set_bandwidth(m.qts, 2 * MiB, 1);
+    /* The first one is to last, or the bandwidth is not known behind it. */
+    qtest_memset(m.qts, AREA + 8 * MiB, 0x44, 4 * MiB);
     offer(&m);
     migrate(m.qts, d.uri);
     for (i = 0; i < 4; i++) {
@@ -1588,10 +1589,10 @@ static void test_migrate_rounds(void *obj, void *data, QGuestAllocator *alloc)
         check_migration_request(&m);
         g_assert_cmpint(ram_info(m.qts, "dirty-sync-count"), >=, syncs);
         /* What the next round has to send, but for a page of it; and that */
-        qtest_memset(m.qts, AREA, 0xa0 + i, 64 * MiB);
+        qtest_memset(m.qts, AREA, 0xa0 + i, 8 * MiB);
         qtest_memset(m.qts, AREA + 1 * MiB, 0x10 + i, 4096);
         if (i < 2) {
-            add_mibs(&m, msg, CONT, AREA, UINT64_MAX);
+            add_mibs(&m, msg, CONT, AREA, 0xff);
             transmit(&m, msg);
             qtest_memset(m.qts, AREA + 2 * MiB, 0x20 + i, 4096);
         }
@@ -1601,7 +1602,7 @@ static void test_migrate_rounds(void *obj, void *data, QGuestAllocator *alloc)
         wait_syncs(&m, syncs);
     }
     /* Twice nothing was unused: that is enough. */
-    qtest_memset(m.qts, AREA + 64 * MiB, 0x55, 64 * MiB);
+    qtest_memset(m.qts, AREA + 8 * MiB, 0x55, 8 * MiB);
     wait_syncs(&m, syncs + 1);
     g_assert_cmpint(grown(&m, "requests"), ==, 4);
     set_bandwidth(m.qts, 1 * GiB, 300);
@@ -1609,11 +1610,11 @@ static void test_migrate_rounds(void *obj, void *data, QGuestAllocator *alloc)
     wait_status(d.qts, "completed");
     g_assert_cmpint(grown(&m, "answers"), ==, 4);
     /* Some of it was sent before the second answer. */
-    g_assert_cmpint(grown(&m, "unsent-pages"), >=, 96 * 256);
+    g_assert_cmpint(grown(&m, "unsent-pages"), >=, 12 * 256);
     check_pages(d.qts, AREA, 1 * MiB, 0xa3);
     check_pages(d.qts, AREA + 1 * MiB, 4096, 0x13);
-    check_pages(d.qts, AREA + 1 * MiB + 4096, 63 * MiB - 4096, 0xa3);
-    check_pages(d.qts, AREA + 64 * MiB, 64 * MiB, 0x55);
+    check_pages(d.qts, AREA + 1 * MiB + 4096, 7 * MiB - 4096, 0xa3);
+    check_pages(d.qts, AREA + 8 * MiB, 8 * MiB, 0x55);
     end_destination(&d);
     end_source(&m);
 }
