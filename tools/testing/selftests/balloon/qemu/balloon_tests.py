@@ -711,7 +711,7 @@ def init_on_alloc(run: Run, kernel: str) -> None:
 
 
 # Memory of a guest that is searched for leaks, which reads the descriptor of each page
-SCANNED = 512 * MIB
+SCANNED = 384 * MIB
 
 
 def scan_when_told(guest: Guest) -> None:
@@ -822,11 +822,11 @@ def debug(run: Run) -> None:
     """everything once under lockdep, KASAN, page_owner and, if there, kmemleak"""
     # With both a page takes 25 times as long, so the other tests do without, and this one
     # moves no more than a few holds of the balloon's lock.
-    low = SCANNED - 192 * MIB
+    low = SCANNED - 128 * MIB
     with run.guest(kernel="guest-debug", memory=SCANNED, balloon={"misc-vq": "on"},
                    append="kmemleak=on page_owner=on debug_pagealloc=on") as guest:
         scan_when_told(guest)
-        exercise(guest, low, run.bitmap, rounds=2, stamped=64 * MIB)
+        exercise(guest, low, run.bitmap, rounds=2)
         guest.set_target(low)
         guest.sh("rmmod virtio_balloon; insmod /lib/modules/virtio_balloon.ko")
         guest.balloon(low)

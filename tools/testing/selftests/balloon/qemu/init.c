@@ -11,12 +11,14 @@
  *			end STATUS\n		exit status, or 128 + signal
  *
  * One script runs at a time. It ends when its shell does: a job that it leaves
- * in the background keeps running, but must have its output redirected.
+ * in the background keeps running, but must have its output redirected. What only
+ * shows a file needs no shell: without KVM that takes as long as much else.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -193,6 +195,33 @@ static ssize_t forward(int port, int from)
 	return n > 0 ? n : 0;
 }
 
+/* Whether the script is "cat FILE", and that could be shown; a pattern must fit one. */
+static bool show(int port, const char *script)
+{
+	const char *path = script + strlen("cat ");
+	struct stat st;
+	int fd = -1;
+	glob_t found;
+
+	if (strncmp(script, "cat /", 5) || strpbrk(path, " \t\n\"'\\$`<>|&;(){}#~") ||
+	    glob(path, 0, NULL, &found))
+		return false;
+	if (found.gl_pathc == 1)
+		fd = open(found.gl_pathv[0], O_RDONLY | O_CLOEXEC);
+	globfree(&found);
+	if (fd < 0)
+		return false;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+		close(fd);
+		return false;
+	}
+	while (forward(port, fd))
+		;
+	close(fd);
+	port_frame(port, "end", 0, NULL);
+	return true;
+}
+
 static void run(int port, const char *script)
 {
 	const char *argv[4] = { "/bin/sh", "-c", script, NULL };
@@ -202,6 +231,8 @@ static void run(int port, const char *script)
 	sigset_t none;
 	pid_t pid = -1;
 
+	if (show(port, script))
+		return;
 	sigemptyset(&none);
 	if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0) {
 		/* The reader's end alone must not block. */

@@ -410,43 +410,60 @@ class Job:
     numbers = itertools.count(1)
 
     def __init__(self, guest: Guest, script: str):
-        self.guest = guest
+        self.guest, self.script = guest, script
         self.path = f"/tmp/job{next(self.numbers)}"
         inner = shlex.quote(f"echo $$ > {self.path}.pid; exec {script}")
         guest.sh(f"""
+            : > {self.path}.pid > {self.path}.rc
             ( sh -c {inner} > {self.path}.out 2>&1
-              echo $? > {self.path}.rc ) > /dev/null 2>&1 < /dev/null &
-            until [ -s {self.path}.pid ]; do sleep 0.01; done""")
+              echo $? > {self.path}.rc ) > /dev/null 2>&1 < /dev/null &""")
+        self._wait("pid", 30)
+
+    def _read(self, suffix: str) -> str:
+        return self.guest.sh(f"cat {self.path}.{suffix}")
+
+    def _wait(self, suffix: str, timeout: float) -> str:
+        """Wait for the number in one of the files. The guest has a load: let it not wait itself."""
+        deadline = self.guest.deadline(timeout)
+        while not (text := self._read(suffix)).endswith("\n"):
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.guest.name}: '{self.script}' takes over {timeout} s")
+            time.sleep(0.02)
+        return text.strip()
 
     def wait_ready(self, timeout: float = 60) -> Job:
         """Wait for the command to print "ready"."""
-        self.guest.sh(f"""
-            until grep -q ready {self.path}.out; do
-                [ ! -e {self.path}.rc ] || {{ cat {self.path}.out; exit 1; }}
-                sleep 0.05
-            done""", timeout)
+        deadline = self.guest.deadline(timeout)
+        while "ready" not in (out := self._read("out")):
+            if not self.running():
+                raise CommandError(self.script, 1, out)
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.guest.name}: '{self.script}' is not ready: {out}")
+            time.sleep(0.02)
         return self
 
     def running(self) -> bool:
         """Whether the command has not ended."""
-        return self.guest.sh(f"[ -e {self.path}.rc ] && echo ended || true") == ""
+        return not self._read("rc")
 
     def signal(self, sig: str) -> None:
         """Send the command a signal."""
         self.guest.sh(f"kill -{sig} $(cat {self.path}.pid)")
 
+    def _end(self, sig: str, timeout: float) -> int:
+        self.guest.sh(f"[ -s {self.path}.rc ] || kill -{sig} $(cat {self.path}.pid) || true")
+        return int(self._wait("rc", timeout))
+
     def finish(self, sig: str = "TERM", timeout: float = 60) -> str:
         """End the command, if need be, and return its output; it must succeed."""
-        return self.guest.sh(f"""
-            [ -e {self.path}.rc ] || kill -{sig} $(cat {self.path}.pid)
-            until [ -s {self.path}.rc ]; do sleep 0.02; done
-            cat {self.path}.out; exit $(cat {self.path}.rc)""", timeout)
+        status, out = self._end(sig, timeout), self._read("out")
+        if status:
+            raise CommandError(self.script, status, out)
+        return out
 
     def kill(self) -> None:
         """End the command, whatever its status."""
-        self.guest.sh(f"""
-            [ -e {self.path}.rc ] || kill -KILL $(cat {self.path}.pid)
-            until [ -s {self.path}.rc ]; do sleep 0.02; done""")
+        self._end("KILL", 30)
 
 
 class Guest:

@@ -8,9 +8,10 @@ Statistics are always offered; misc_features has a guest that declines them.
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Dict, Iterable, Iterator, List, Tuple
 
-from harness import FAST, Failure, Run, equal, features, needs, require, test, variants
+from harness import FAST, Failure, Run, equal, features, needs, require, variants
 from lab import MIB, Guest, LabError, Skip, has_property
 
 # Properties of the device and the feature bits that they offer
@@ -19,6 +20,7 @@ BITS = {"deflate-on-oom": 2, "free-page-hint": 3, "page-poison": 4, "free-page-r
 STATS = 1
 OURS = {22, 23}
 QUEUES = ("free-page-hint", "free-page-reporting")
+BACKEND = "/machine/peripheral/balloon0/virtio-backend"
 # How far the balloon moves. Debian's kernel clears each page that it takes: with more it
 # would do nothing else.
 MOVED = 8 * MIB
@@ -46,9 +48,10 @@ def plug(guest: Guest, some: Subset) -> None:
     if props.get("free-page-hint"):
         props["iothread"] = "hint0"
     guest.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="slot0", **props)
-    # Until the driver is there and has set DRIVER_OK
-    guest.sh("""until grep -q '[7f]$' /sys/bus/virtio/drivers/virtio_balloon/virtio*/status
-                do sleep 0.02; done > /dev/null 2>&1""")
+    deadline = guest.deadline(30)
+    while "DRIVER_OK" not in str(guest.qmp("x-query-virtio-status", path=BACKEND)["status"]):
+        require(time.monotonic() < deadline, f"the driver does not take {some}")
+        time.sleep(0.01)
 
 
 def one(guest: Guest, ours: bool, clears: bool, some: Subset) -> None:
