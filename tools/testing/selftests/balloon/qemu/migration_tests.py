@@ -7,12 +7,15 @@ in balloon.rst, "Ways to migrate", has a line for each.
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Tuple
 
 from harness import FAST, Run, equal, require, test, variants
-from lab import GIB, MIB, Guest, LabError, Skip
+from lab import GIB, MIB, Guest, LabError, Skip, arch, rose
 from misc_tests import MISC, chain, left_out, works
 
 
@@ -76,14 +79,19 @@ def prepare(guest: Guest, way: Way) -> None:
     guest.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30, **way.parameters})
 
 
-def migrate_to_file(guest: Guest, path: Path) -> None:
-    """Migrate to a file, to the end."""
-    guest.qmp("migrate", uri=f"file:{path}")
+def migrated(guest: Guest) -> None:
+    """Wait for a migration's end."""
     deadline = guest.deadline(60)
     while (info := guest.qmp("query-migrate")).get("status") != "completed":
         require(info.get("status") not in ("failed", "cancelled"), f"{info}")
         require(time.monotonic() < deadline, f"no end: {info}")
         time.sleep(0.02)
+
+
+def migrate_to_file(guest: Guest, path: Path) -> None:
+    """Migrate to a file, to the end."""
+    guest.qmp("migrate", uri=f"file:{path}")
+    migrated(guest)
 
 
 def save(guest: Guest, way: Way, path: Path) -> Dict[str, int]:
@@ -153,6 +161,53 @@ def migration_cpr_reboot(run: Run) -> None:
             works(target)
     finally:
         memory.unlink(missing_ok=True)
+
+
+def channel(kind: str, path: Path) -> Dict[str, Any]:
+    """A channel of a migration, as QMP has it."""
+    return {"channel-type": kind,
+            "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
+
+
+@test
+def migration_cpr_transfer(run: Run) -> None:
+    """mode cpr-transfer hands the stopped guest's memory to another QEMU: it is not asked"""
+    more: Dict[str, Any] = {"balloon": MISC, "backend": "memfd",
+                            "machine": f"{arch(run.kernel).machine},aux-ram-share=on"}
+    # A QEMU lives as long as the thread that started it.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool, \
+            run.guest(**more) as source:
+        cpr, main = Path(folder) / "cpr", Path(folder) / "main"
+        job = source.start("balloon_mem churn 64M").wait_ready()
+        source.balloon(768 * MIB)
+        source.request("sync")
+        before = source.stats("misc-vq")
+        source.qmp("migrate-set-parameters", mode="cpr-transfer")
+        # It has no monitor before it was sent what the channel "cpr" is for.
+        launched = pool.submit(run.guest, incoming=True,
+                               more=["-incoming", json.dumps(channel("cpr", cpr))], **more)
+        source.until(lambda: cpr.exists() or launched.done(), 30)
+        source.qmp("migrate", channels=[channel("main", main), channel("cpr", cpr)])
+        with launched.result() as target:
+            target.qmp("migrate-incoming", uri=f"unix:{main}")
+            migrated(source)
+            target.wait_status("running")
+            asked = rose(before, source.stats("misc-vq"))
+            equal("requests", asked["requests"], 0)
+            equal("times not asked, as it is stopped", asked["not-asked-stopped"], 1)
+            sent = source.qmp("query-migrate")["ram"]["transferred"]
+            require(sent < MIB, f"{sent} bytes of memory sent")
+            job.guest = target
+            time.sleep(0.2)
+            job.finish()
+            # The device is what it was, and its requests are numbered on.
+            equal("size", target.actual(), 768 * MIB)
+            equal("sync", target.request("sync")["status"], "completed")
+            after = target.stats("misc-vq")
+            equal("last id", after["last-id"], asked["last-id"] + 1)
+            equal("errors", (after["errors"], after["bad-records"]), (0, 0))
+            target.balloon(GIB)
+            works(target)
 
 
 @test
