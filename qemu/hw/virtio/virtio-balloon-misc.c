@@ -539,27 +539,6 @@ static void balloon_misc_provider_cancel(UnusedPagesProvider *p)
     }
 }
 
-/* For who is curious */
-
-bool balloon_misc_head_takes_request(BalloonMisc *m)
-{
-    VirtQueue *vq = m->queue.vq;
-    VirtQueueElement *elem;
-    bool ret;
-
-    if (m->queue.elem) {
-        return false;
-    }
-    elem = virtqueue_pop(vq, sizeof(*elem));
-    if (!elem) {
-        return false;
-    }
-    ret = !elem->out_num && iov_size(elem->in_sg, elem->in_num) >= REQUEST_LEN;
-    virtqueue_unpop(vq, elem, 0);
-    g_free(elem);
-    return ret;
-}
-
 /* For the device */
 
 static void balloon_misc_stop(BalloonMisc *m)
@@ -642,10 +621,8 @@ void balloon_misc_realize(VirtIODevice *vdev)
     m->provider.prepare = balloon_misc_provider_prepare;
     m->provider.preparing = balloon_misc_provider_preparing;
     m->provider.cancel = balloon_misc_provider_cancel;
-    /* Nothing is */
-    m->task.status = BALLOON_REQUEST_STATUS_COMPLETED;
     unused_pages_register(&m->provider);
-    balloon_request_register(&balloon_request_ops, m);
+    balloon_request_init(m);
 }
 
 void balloon_misc_unrealize(VirtIODevice *vdev)

@@ -30,6 +30,8 @@
 /* For how long it does at all, in ms, if nobody says, and at the most */
 #define RECLAIM_MS      (5 * 1000)
 #define RECLAIM_MAX_MS  (60 * 60 * 1000)
+/* For how long the driver may not offer its buffer, in ms */
+#define BUFFER_MS       (5 * 1000)
 
 static int64_t balloon_request_now(void)
 {
@@ -70,6 +72,7 @@ static void balloon_request_finish(BalloonMisc *m, BalloonRequestStatus status)
     BalloonTask *t = &m->task;
     BalloonRequestInfo info;
 
+    timer_del(&t->late);
     t->status = status;
     t->end_ms = balloon_request_now();
     t->total[t->type] += t->bytes;
@@ -112,6 +115,7 @@ static bool balloon_request_next_part(BalloonMisc *m)
         break;
     }
     t->parts++;
+    timer_mod(&t->late, balloon_request_now() + BUFFER_MS);
     balloon_misc_want(m, &req);
     return true;
 }
@@ -151,6 +155,16 @@ void balloon_request_cancel(BalloonMisc *m)
     }
 }
 
+static void balloon_request_late(void *opaque)
+{
+    BalloonMisc *m = opaque;
+
+    if (m->state == BALLOON_MISC_WANTED) {
+        m->state = BALLOON_MISC_LATE;
+        balloon_request_finish(m, BALLOON_REQUEST_STATUS_FAILED);
+    }
+}
+
 bool balloon_request_start(BalloonMisc *m, BalloonRequestType type,
                            uint64_t bytes, uint32_t timeout, bool swap,
                            Error **errp)
@@ -165,10 +179,6 @@ bool balloon_request_start(BalloonMisc *m, BalloonRequestType type,
     BalloonTask *t = &m->task;
 
     if (balloon_misc_ready(m, errp) != UNUSED_PAGES_READY) {
-        return false;
-    }
-    if (!balloon_misc_head_takes_request(m)) {
-        error_setg(errp, "The driver has not offered its buffer again");
         return false;
     }
     if (type == BALLOON_REQUEST_TYPE_TRIM && virtio_balloon_inhibited()) {
@@ -225,8 +235,16 @@ static bool balloon_request_qmp_query(void *opaque, BalloonRequestInfo *info)
     return m->task.id;
 }
 
-const BalloonRequestOps balloon_request_ops = {
+static const BalloonRequestOps balloon_request_ops = {
     .start = balloon_request_qmp_start,
     .cancel = balloon_request_qmp_cancel,
     .query = balloon_request_qmp_query,
 };
+
+void balloon_request_init(BalloonMisc *m)
+{
+    /* Nothing is asked for */
+    m->task.status = BALLOON_REQUEST_STATUS_COMPLETED;
+    timer_init_ms(&m->task.late, QEMU_CLOCK_REALTIME, balloon_request_late, m);
+    balloon_request_register(&balloon_request_ops, m);
+}

@@ -405,12 +405,14 @@ static void test_ask(void *obj, void *data, QGuestAllocator *alloc)
     g_assert_cmpint(get_counter(m.qts, "longest-answer-ns"), >=,
                     get_counter(m.qts, "answer-ns"));
 
-    /* Not before there is a buffer again */
-    g_assert_false(try_ask(&m));
+    /* Whoever asks right behind an answer waits for the buffer */
+    g_assert_true(try_ask(&m));
+    g_assert_true(asking(&m));
+    g_assert_cmpint(grown(&m, "requests"), ==, 1);
+    offer(&m);
+    wait_request(&m);
 
     /* DONE by itself; ERROR, behind records that stay good */
-    offer(&m);
-    ask(&m);
     finish(&m, DONE);
     g_assert_false(asking(&m));
     forget(&m);
@@ -486,8 +488,8 @@ static void take_request(Misc *m, Request *req, uint16_t cmd, size_t len)
     m->id = le64_to_cpu(req->hdr.id);
 }
 
-/* An answer that is a number, or an error; then the buffer is offered again */
-static void answer_request(Misc *m, uint16_t cmd, uint16_t flag,
+/* An answer that is a number, or an error */
+static void finish_request(Misc *m, uint16_t cmd, uint16_t flag,
                            uint64_t number)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
@@ -496,20 +498,14 @@ static void answer_request(Misc *m, uint16_t cmd, uint16_t flag,
     hdr.cmd = cpu_to_le16(cmd);
     add_raw(msg, hdr, 0, 0);
     transmit(m, msg);
-    offer(m);
 }
 
-/* What query-balloon-request says, or NULL if nothing has been asked for */
-static QDict *get_request(Misc *m)
+/* Then the buffer is offered again */
+static void answer_request(Misc *m, uint16_t cmd, uint16_t flag,
+                           uint64_t number)
 {
-    QDict *rsp = qtest_qmp(m->qts, "{'execute': 'query-balloon-request'}");
-    QDict *ret = qdict_get_qdict(rsp, "return");
-
-    if (ret) {
-        qobject_ref(ret);
-    }
-    qobject_unref(rsp);
-    return ret;
+    finish_request(m, cmd, flag, number);
+    offer(m);
 }
 
 /* What the event says, and then the query as well */
@@ -517,13 +513,15 @@ static void expect_end(Misc *m, const char *type, const char *status,
                        uint64_t bytes)
 {
     QDict *rsp = qtest_qmp_eventwait_ref(m->qts, "BALLOON_REQUEST_COMPLETED");
-    QDict *event = qdict_get_qdict(rsp, "data"), *info = get_request(m);
+    QDict *event = qdict_get_qdict(rsp, "data");
+    QDict *query = qtest_qmp(m->qts, "{'execute': 'query-balloon-request'}");
+    QDict *info = qdict_get_qdict(query, "return");
 
     g_assert_cmpstr(qdict_get_str(event, "type"), ==, type);
     g_assert_cmpstr(qdict_get_str(event, "status"), ==, status);
     g_assert_cmpint(qdict_get_int(event, "bytes"), ==, bytes);
     g_assert_true(qobject_is_equal(QOBJECT(event), QOBJECT(info)));
-    qobject_unref(info);
+    qobject_unref(query);
     qobject_unref(rsp);
 }
 
@@ -595,7 +593,6 @@ static void test_numbers(void *obj, void *data, QGuestAllocator *alloc)
     int i;
 
     misc_init(&m, obj, alloc, 3, FEATURES);
-    g_assert_null(get_request(&m));
     offer(&m);
     qtest_memset(m.qts, AREA, 0x55, 4096);
 
@@ -605,7 +602,7 @@ static void test_numbers(void *obj, void *data, QGuestAllocator *alloc)
                    "timeout");
     refuse_request(&m, "{'type': 'sync', 'bytes': 1}", "Only");
     refuse_request(&m, "{'type': 'trim', 'swap': true}", "Only");
-    g_assert_null(get_request(&m));
+    g_assert_cmpint(grown(&m, "requests"), ==, 0);
 
     /* In parts, until there is as much as was wanted, or no more to be had */
     start_request(&m, "{'type': 'reclaim', 'bytes': 10000000,"
@@ -668,6 +665,63 @@ static void test_numbers(void *obj, void *data, QGuestAllocator *alloc)
 
     /* To cancel when there is nothing, or the buffer is not there, is fine */
     qtest_qmp_assert_success(m.qts, "{'execute': 'balloon-request-cancel'}");
+    misc_fini(&m);
+}
+
+/* Before the first request there is none, whatever was refused or cancelled */
+static void test_no_request(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    for (i = 0; i < 2; i++) {
+        QDict *rsp = qtest_qmp(m.qts, "{'execute': 'query-balloon-request'}");
+        g_autofree char *info = qtest_hmp(m.qts, "info balloon");
+
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"),
+                        ==, "Nothing has been asked for");
+        qobject_unref(rsp);
+        g_assert_nonnull(strstr(info, "actual"));
+        g_assert_null(strstr(info, "request"));
+        refuse_request(&m, "{'type': 'sync'}", "has not offered a buffer");
+        qtest_qmp_assert_success(m.qts,
+                                 "{'execute': 'balloon-request-cancel'}");
+    }
+    check_works(&m);
+    misc_fini(&m);
+}
+
+/*
+ * A driver that does not offer its buffer behind an answer is not waited for
+ * for ever, and may offer it yet.
+ */
+static void test_late_buffer(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Request req;
+    Misc m;
+    int i;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    for (i = 0; i < 2; i++) {
+        check_works(&m);
+        qtest_qmp_eventwait(m.qts, "BALLOON_REQUEST_COMPLETED");
+        start_request(&m, "{'type': 'compact'}");
+        refuse_request(&m, "{'type': 'sync'}", "outstanding");
+        if (i) {
+            qtest_qmp_assert_success(m.qts,
+                                     "{'execute': 'balloon-request-cancel'}");
+        }
+        expect_end(&m, "compact", i ? "cancelled" : "failed", 0);
+        g_assert_false(asking(&m));
+        refuse_request(&m, "{'type': 'sync'}", "not offered its buffer again");
+        offer(&m);
+        start_request(&m, "{'type': 'sync'}");
+        take_request(&m, &req, VIRTIO_BALLOON_REQ_SYNC, 0);
+        g_assert_cmpint(grown(&m, "requests"), ==, 2);
+        finish_request(&m, VIRTIO_BALLOON_REQ_SYNC, DONE, 0);
+        expect_end(&m, "sync", "completed", 0);
+    }
     misc_fini(&m);
 }
 
@@ -928,6 +982,7 @@ static void test_slices(void *obj, void *data, QGuestAllocator *alloc)
 static void test_request_buffer(void *obj, void *data, QGuestAllocator *alloc)
 {
     Misc m;
+    int i;
 
     /* First of all something that is no buffer for requests */
     misc_init(&m, obj, alloc, 3, FEATURES);
@@ -949,9 +1004,17 @@ static void test_request_buffer(void *obj, void *data, QGuestAllocator *alloc)
     check_works(&m);
 
     /* Later on, a buffer that is too short comes back empty */
-    add(&m, m.buffer, REQUEST_LEN - 1, true);
-    g_assert_cmpint(wait_used(&m), ==, 0);
-    g_assert_false(try_ask(&m));
+    for (i = 0; i < 2; i++) {
+        forget(&m);
+        g_assert_true(!i || try_ask(&m));
+        add(&m, m.buffer, REQUEST_LEN - 1, true);
+        g_assert_cmpint(wait_used(&m), ==, 0);
+        g_assert_true(i || try_ask(&m));
+        g_assert_cmpint(grown(&m, "requests"), ==, 0);
+        offer(&m);
+        wait_request(&m);
+        finish(&m, DONE);
+    }
     check_works(&m);
 
     /* As many bytes as the command takes are enough */
@@ -2798,6 +2861,8 @@ static void register_virtio_balloon_misc_test(void)
         { "ask", test_ask },
         { "trim", test_trim },
         { "numbers", test_numbers },
+        { "no-request", test_no_request, "misc-vq=on,migrate-reclaim-ms=1" },
+        { "late-buffer", test_late_buffer },
         { "declined", test_not_negotiated, NULL, (void *)"offered" },
         { "off", test_not_negotiated, "" },
         { "bad-records", test_bad_records },

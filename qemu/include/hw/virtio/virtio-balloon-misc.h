@@ -46,6 +46,7 @@ typedef struct BalloonTask {
     int64_t deadline_ms;        /* ...until then */
     int64_t start_ms;
     int64_t end_ms;
+    QEMUTimer late;             /* the driver does not offer its buffer */
     hwaddr next;                /* where the next part begins... */
     hwaddr ram_end;             /* ...and the last one ends */
     /* Of all of a type, since the device was created */
@@ -95,15 +96,13 @@ extern const VMStateDescription vmstate_virtio_balloon_misc;
 
 /* Whether the driver can be asked, and if not, why */
 UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp);
-/* Whether its buffer is there now, while it can be asked */
-bool balloon_misc_head_takes_request(BalloonMisc *m);
 /* The request is written in the bottom half */
 void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req);
 /* From here on the answer does not count; it is outstanding all the same */
 void balloon_misc_end_id(BalloonMisc *m);
 
 /* Of the task, see virtio-balloon-request.c */
-extern const BalloonRequestOps balloon_request_ops;
+void balloon_request_init(BalloonMisc *m);
 bool balloon_request_start(BalloonMisc *m, BalloonRequestType type,
                            uint64_t bytes, uint32_t timeout, bool swap,
                            Error **errp);
