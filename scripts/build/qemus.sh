@@ -22,7 +22,7 @@ configure_qemu_lab() {
 	# Most of a test's time is TCG's, which goes by small functions: it takes longer where each of
 	# these clears registers and variables, and finds globals by a table.
 	configure_qemu "$src" --target-list=x86_64-softmmu --enable-tcg --enable-kvm --enable-zstd \
-		--disable-pie --extra-ldflags=-no-pie \
+		--enable-replication --disable-pie --extra-ldflags=-no-pie \
 		--extra-cflags="-ftrivial-auto-var-init=uninitialized -fzero-call-used-regs=skip" \
 		--without-default-devices --with-devices-x86_64="../../../../$obj/devices" \
 		--cc="ccache gcc" --cxx="ccache g++"

@@ -1924,6 +1924,30 @@ static void test_migrate_not_asked(void *obj, void *data,
     end_source(&m);
 }
 
+/* With COLO the secondary runs on what it has. */
+static void test_migrate_colo(void *obj, void *data, QGuestAllocator *alloc)
+{
+    QDict *info;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    if (set_capability(m.qts, "x-colo")) {
+        offer(&m);
+        set_bandwidth(m.qts, 64 * KiB, 1);
+        migrate_unasked(m.qts);
+        wait_counter(&m, "not-asked-colo", 1);
+        info = query_migrate(m.qts);
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(info, "unused-pages"),
+                                      "not-asked"), ==, "colo");
+        qobject_unref(info);
+        g_assert_cmpint(grown(&m, "requests"), ==, 0);
+        cancel(m.qts);
+    } else {
+        g_test_skip("this QEMU has no COLO");
+    }
+    end_source(&m);
+}
+
 /* A round that is over at once does not end migration. */
 static void test_migrate_all(void *obj, void *data, QGuestAllocator *alloc)
 {
@@ -2903,6 +2927,7 @@ static void register_virtio_balloon_misc_test(void)
         { "migrate-again", test_migrate_again },
         { "request-to-registers", test_request_to_registers },
         { "migrate-not-asked", test_migrate_not_asked },
+        { "migrate-colo", test_migrate_colo },
         { "migrate-reclaim-silent", test_migrate_reclaim_silent,
           "misc-vq=on,migrate-reclaim=64M,migrate-reclaim-ms=200" },
         { "migrate-all", test_migrate_all },
