@@ -28,26 +28,66 @@ static const uint8_t code[] = {
 #define FIRST_AT    0x1
 #define END_AT      0xf
 
+/* Counts in one dword, some 1000 times a second */
+static const uint8_t slow_code[] = {
+    0xff, 0x05, 0x00, 0x00, 0x01, 0x00, /* 0:  incl 0x10000 */
+    0xb9, 0x00, 0x00, 0x02, 0x00,       /* 6:  mov  $0x20000,%ecx */
+    0x49,                               /* b:  dec  %ecx */
+    0x75, 0xfd,                         /* c:  jne  b */
+    0xeb, 0xf0,                         /* e:  jmp  0 */
+};
+#define COUNTER     0x10000
+
+typedef struct Files {
+    char *dir, *rom, *socket, *uri, *log;
+} Files;
+
+static void files_init(Files *f, const uint8_t *guest, size_t size)
+{
+    f->dir = g_dir_make_tmp("tcg-dirty-log-XXXXXX", NULL);
+    f->rom = g_strdup_printf("%s/rom", f->dir);
+    f->socket = g_strdup_printf("%s/socket", f->dir);
+    f->uri = g_strdup_printf("unix:%s", f->socket);
+    f->log = g_strdup_printf("%s/log", f->dir);
+    tcg_guest_write(f->rom, guest, size);
+}
+
+static void files_remove(Files *f)
+{
+    unlink(f->socket);
+    unlink(f->log);
+    unlink(f->rom);
+    rmdir(f->dir);
+    g_free(f->log);
+    g_free(f->uri);
+    g_free(f->socket);
+    g_free(f->rom);
+    g_free(f->dir);
+}
+
+static char *machine(Files *f, const char *memory)
+{
+    return g_strdup_printf("-accel tcg -machine pc -nodefaults %s -bios %s",
+                           memory, f->rom);
+}
+
 static void test_dirty_log(const char *memory, uint32_t first)
 {
-    g_autofree char *dir = g_dir_make_tmp("tcg-dirty-log-XXXXXX", NULL);
-    g_autofree char *rom = g_strdup_printf("%s/rom", dir);
-    g_autofree char *socket = g_strdup_printf("%s/socket", dir);
-    g_autofree char *uri = g_strdup_printf("unix:%s", socket);
-    g_autofree char *args = g_strdup_printf("-accel tcg -machine pc -nodefaults"
-                                            " %s -bios %s", memory, rom);
     uint32_t last = first + (PAGES - 1) * PAGE_SIZE;
+    g_autofree char *args = NULL;
     uint8_t patched[sizeof(code)];
     QTestState *src, *dst;
     uint32_t page;
+    Files f;
 
     memcpy(patched, code, sizeof(code));
     stl_le_p(patched + FIRST_AT, first);
     stl_le_p(patched + END_AT, last + PAGE_SIZE);
-    tcg_guest_write(rom, patched, sizeof(patched));
+    files_init(&f, patched, sizeof(patched));
+    args = machine(&f, memory);
 
     src = qtest_init(args);
-    dst = qtest_initf("%s -S -incoming %s", args, uri);
+    dst = qtest_initf("%s -S -incoming %s", args, f.uri);
     tcg_guest_counts(src, last);
 
     /* Something to send for longer than migration takes to learn its speed */
@@ -55,7 +95,7 @@ static void test_dirty_log(const char *memory, uint32_t first)
     /* One round's changes take longer than this to send */
     migrate_set_parameter_int(src, "max-bandwidth", 256 * KiB);
     migrate_set_parameter_int(src, "downtime-limit", 1);
-    migrate_qmp(src, dst, uri, NULL, "{}");
+    migrate_qmp(src, dst, f.uri, NULL, "{}");
     while (get_migration_pass(src) < 5) {
         g_usleep(10000);
     }
@@ -71,9 +111,130 @@ static void test_dirty_log(const char *memory, uint32_t first)
 
     qtest_quit(dst);
     qtest_quit(src);
-    unlink(socket);
-    unlink(rom);
-    rmdir(dir);
+    files_remove(&f);
+}
+
+/* Whoever writes to the pipe waits from here on... */
+static void pipe_fill(int fd)
+{
+    static const char zeros[4096];
+    size_t n;
+
+    for (n = sizeof(zeros); n; n /= 2) {
+        while (write(fd, zeros, n) == n) {
+        }
+        g_assert_cmpint(errno, ==, EAGAIN);
+    }
+}
+
+/* ...until here; whether there was something in it */
+static bool pipe_drain(int fd)
+{
+    bool ret = false;
+    char buf[4096];
+
+    while (read(fd, buf, sizeof(buf)) > 0) {
+        ret = true;
+    }
+    return ret;
+}
+
+static bool is_stuck(QTestState *qts)
+{
+    uint32_t before = qtest_readl(qts, COUNTER);
+
+    g_usleep(50000);
+    return qtest_readl(qts, COUNTER) == before;
+}
+
+/* Whether it comes so far, or to its end, within @seconds */
+static bool wait_pass(QTestState *qts, int64_t pass, int seconds)
+{
+    int i;
+
+    for (i = 0; i < seconds * 100; i++) {
+        QDict *rsp = migrate_query(qts);
+        bool ended = !strcmp(qdict_get_str(rsp, "status"), "completed");
+
+        qobject_unref(rsp);
+        if (ended || get_migration_pass(qts) >= pass) {
+            return true;
+        }
+        g_usleep(10000);
+    }
+    return false;
+}
+
+/*
+ * Migration takes a page's dirty bit after the CPU has set it, and before the
+ * CPU opens its TLB entry for direct stores.  In between is a trace event, and
+ * who reads the log can hold the CPU there.  No other page is written to, for
+ * which all entries would be closed again.
+ */
+static void test_open_entry(void)
+{
+    g_autofree char *args = NULL;
+    QTestState *src, *dst;
+    int64_t pass;
+    int fd, i, j;
+    Files f;
+
+    files_init(&f, slow_code, sizeof(slow_code));
+    args = machine(&f, "-m 4M");
+    g_assert_cmpint(mkfifo(f.log, 0600), ==, 0);
+    fd = open(f.log, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    g_assert_cmpint(fd, >=, 0);
+    src = qtest_initf("%s -trace memory_notdirty_set_dirty -D %s", args, f.log);
+    dst = qtest_initf("%s -S -incoming %s", args, f.uri);
+    while (!qtest_readl(src, COUNTER)) {
+        g_usleep(1000);
+    }
+
+    /* A round, to send a page, takes 250 ms. */
+    migrate_set_parameter_int(src, "max-bandwidth", 16 * KiB);
+    migrate_set_parameter_int(src, "downtime-limit", 1);
+    pipe_drain(fd);
+    migrate_qmp(src, dst, f.uri, NULL, "{}");
+    g_assert_true(wait_pass(src, 1, 60));
+    g_usleep(200000);
+    if (!pipe_drain(fd)) {
+        g_test_skip("this QEMU writes no trace events to its log");
+        goto out;
+    }
+    pipe_fill(fd);
+    for (i = 0; i < 10; i++) {
+        bool taken;
+
+        while (!is_stuck(src)) {
+        }
+        pass = get_migration_pass(src);
+        taken = wait_pass(src, pass + 1, 2);
+        g_usleep(50000);
+        pipe_drain(fd);
+        if (taken) {
+            break;
+        }
+        /* It was the end of a synchronisation that waits for the CPU. */
+        for (j = 0; j < 10000 && !pipe_drain(fd); j++) {
+            g_usleep(100);
+        }
+        pipe_fill(fd);
+    }
+    if (i == 10) {
+        g_test_skip("the CPU was never held where it was to be");
+    }
+
+    /* The page was sent in between, and written to since */
+    g_assert_true(wait_pass(src, pass + 2, 60));
+    migrate_ensure_converge(src);
+    wait_for_migration_complete(src);
+    wait_for_migration_complete(dst);
+    g_assert_cmphex(qtest_readl(dst, COUNTER), ==, qtest_readl(src, COUNTER));
+out:
+    qtest_quit(dst);
+    qtest_quit(src);
+    close(fd);
+    files_remove(&f);
 }
 
 #define TWO_BLOCKS(first, second) \
@@ -104,6 +265,7 @@ int main(int argc, char **argv)
         qtest_add_func("tcg-dirty-log/one-block", test_one_block);
         qtest_add_func("tcg-dirty-log/second-larger", test_second_larger);
         qtest_add_func("tcg-dirty-log/second-smaller", test_second_smaller);
+        qtest_add_func("tcg-dirty-log/open-entry", test_open_entry);
     }
     return g_test_run();
 }
