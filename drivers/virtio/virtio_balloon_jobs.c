@@ -105,39 +105,50 @@ int balloon_job_sync(struct balloon_misc *misc, const void *payload)
 	return 0;
 }
 
-/**
- * balloon_job_queue() - go on with the job, unless the queue is stopped
- * @misc: the queue
- */
-void balloon_job_queue(struct balloon_misc *misc)
+static void balloon_job_queue(struct balloon_misc *misc)
 {
 	spin_lock_irq(&misc->lock);
 	if (!misc->stopped)
-		queue_work(system_freezable_wq, &misc->job.work);
+		queue_work(system_freezable_wq, &misc->job_work);
 	spin_unlock_irq(&misc->lock);
+}
+
+/**
+ * balloon_job_start() - have the job done that was asked for
+ * @misc: the queue; no job is being done
+ */
+void balloon_job_start(struct balloon_misc *misc)
+{
+	misc->doing = misc->job;
+	misc->job.step = NULL;
+	misc->job_done = false;
+	misc->job_unwanted = false;
+	balloon_job_queue(misc);
 }
 
 static void balloon_job_func(struct work_struct *work)
 {
-	struct balloon_misc *misc = container_of(work, struct balloon_misc, job.work);
-	struct balloon_job *job = &misc->job;
+	struct balloon_misc *misc = container_of(work, struct balloon_misc, job_work);
+	struct balloon_job *job = &misc->doing;
 	int err = job->step(job);
 
-	if (err > 0) {
+	/* A part that takes long is not cut short: nobody waits for it. */
+	if (err > 0 && !READ_ONCE(misc->job_unwanted)) {
 		balloon_job_queue(misc);
 		return;
 	}
 	job->err = err;
-	/* Pairs with the load in balloon_misc_func(). */
-	smp_store_release(&job->done, true);
+	/* Pairs with the load in balloon_misc_job(). */
+	smp_store_release(&misc->job_done, true);
 	balloon_misc_notify(misc);
 }
 
 /**
  * balloon_job_init() - prepare at probe
- * @job: the job
+ * @misc: the queue
  */
-void balloon_job_init(struct balloon_job *job)
+void balloon_job_init(struct balloon_misc *misc)
 {
-	INIT_WORK(&job->work, balloon_job_func);
+	INIT_WORK(&misc->job_work, balloon_job_func);
+	misc->job_done = true;
 }

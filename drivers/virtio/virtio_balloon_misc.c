@@ -3,11 +3,13 @@
  * Answer what the device of a virtio balloon asks on the misc queue.
  */
 #include <linux/array_size.h>
+#include <linux/errno.h>
 #include <linux/list.h>
 #include <linux/math.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
 #include <linux/sizes.h>
+#include <linux/stddef.h>
 #include <linux/string.h>
 #include <linux/unused_pages.h>
 #include <linux/virtio.h>
@@ -205,7 +207,7 @@ VISIBLE_IF_KUNIT int balloon_misc_parse(struct balloon_misc *misc, const void *b
 	unsigned int cmd;
 
 	misc->id = 0;
-	misc->job.step = NULL;
+	misc->job = (struct balloon_job) {};
 	misc->end = (struct virtio_balloon_bmap_hdr) {
 		.page_shift = cpu_to_le16(PAGE_SHIFT),
 		.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_DONE),
@@ -240,12 +242,8 @@ static void balloon_misc_begin(struct balloon_misc *misc, size_t len)
 			 le16_to_cpu(((struct virtio_balloon_req_hdr *)buf)->cmd), len);
 	}
 	if (!err && misc->job.step) {
-		misc->job.done = false;
-		misc->job.result = 0;
-		misc->job.vain = 0;
 		misc->more = false;
 		misc->state = BALLOON_MISC_JOB;
-		balloon_job_queue(misc);
 		return;
 	}
 	if (!err)
@@ -258,14 +256,51 @@ static void balloon_misc_begin(struct balloon_misc *misc, size_t len)
 	misc->state = BALLOON_MISC_ANSWER;
 }
 
-/* The job is done. */
-static void balloon_misc_answer_job(struct balloon_misc *misc)
+/*
+ * Whether the device has told, since that was looked at last, that it does not want
+ * this answer any more. One that knows of no such thing has another value there, or
+ * nothing to read. One that tells lies has itself to blame: it gets a shorter answer.
+ */
+static bool balloon_misc_unwanted(struct balloon_misc *misc)
 {
-	if (misc->job.err)
+	__le32 id = 0;
+	bool changed;
+
+	spin_lock_irq(&misc->lock);
+	changed = misc->changed;
+	misc->changed = false;
+	spin_unlock_irq(&misc->lock);
+	if (!changed)
+		return false;
+
+	misc->vdev->config->get(misc->vdev,
+				offsetof(struct virtio_balloon_config, misc_ended_id),
+				&id, sizeof(id));
+	return id && le32_to_cpu(id) == lower_32_bits(misc->id);
+}
+
+/* Go on with a job; false if there is nothing to do but to wait. */
+static bool balloon_misc_job(struct balloon_misc *misc)
+{
+	/* Pairs with the store in balloon_job_func(). */
+	bool done = smp_load_acquire(&misc->job_done);
+
+	if (balloon_misc_unwanted(misc)) {
+		WRITE_ONCE(misc->job_unwanted, true);
 		misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
-	else
-		misc->end.start_pfn = cpu_to_le64(misc->job.result);
+	} else if (!done) {
+		/* This one, or one that was not wanted any more */
+		return false;
+	} else if (misc->job.step) {
+		balloon_job_start(misc);
+		return true;
+	} else if (misc->doing.err) {
+		misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
+	} else {
+		misc->end.start_pfn = cpu_to_le64(misc->doing.result);
+	}
 	misc->state = BALLOON_MISC_ANSWER;
+	return true;
 }
 
 /* Send the next message of the answer. */
@@ -280,7 +315,7 @@ static int balloon_misc_send(struct balloon_misc *misc)
 		/* Pairs with balloon_misc_stop(), as in balloon_misc_func(). */
 		if (READ_ONCE(misc->stopped))
 			return 0;
-		err = misc->next(misc);
+		err = balloon_misc_unwanted(misc) ? -ECANCELED : misc->next(misc);
 		if (err < 0)
 			misc->end.flag = cpu_to_le16(VIRTIO_BALLOON_BMAP_FLAG_ERROR);
 		misc->more = err > 0;
@@ -362,13 +397,10 @@ static void balloon_misc_func(struct work_struct *work)
 			continue;
 		if (misc->state == BALLOON_MISC_IDLE)
 			err = balloon_misc_offer(misc);
-		/* Pairs with the store in balloon_job_func(). */
-		else if (misc->state == BALLOON_MISC_JOB && smp_load_acquire(&misc->job.done))
-			balloon_misc_answer_job(misc);
 		else if (misc->state == BALLOON_MISC_ANSWER && !misc->inflight)
 			err = balloon_misc_send(misc);
-		else
-			/* A used buffer queues this again: callbacks are on. */
+		else if (misc->state != BALLOON_MISC_JOB || !balloon_misc_job(misc))
+			/* A used buffer queues this again: callbacks are on. So does a job. */
 			break;
 	}
 	/* The ring is empty whenever something is added: it has room. */
@@ -388,7 +420,7 @@ void balloon_misc_init(struct balloon_misc *misc, struct virtio_device *vdev)
 	spin_lock_init(&misc->lock);
 	INIT_LIST_HEAD(&misc->taken);
 	INIT_WORK(&misc->work, balloon_misc_func);
-	balloon_job_init(&misc->job);
+	balloon_job_init(misc);
 }
 
 /**
@@ -417,6 +449,19 @@ void balloon_misc_start(struct balloon_misc *misc)
 	balloon_misc_notify(misc);
 }
 
+static void balloon_misc_queue(struct balloon_misc *misc, bool changed)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&misc->lock, flags);
+	/* Long work, and not urgent for whichever CPU the interrupt hit. */
+	if (!misc->stopped) {
+		misc->changed |= changed;
+		queue_work(system_unbound_wq, &misc->work);
+	}
+	spin_unlock_irqrestore(&misc->lock, flags);
+}
+
 /**
  * balloon_misc_notify() - the device has used a buffer
  * @misc: the queue
@@ -425,13 +470,21 @@ void balloon_misc_start(struct balloon_misc *misc)
  */
 void balloon_misc_notify(struct balloon_misc *misc)
 {
-	unsigned long flags;
+	balloon_misc_queue(misc, false);
+}
 
-	spin_lock_irqsave(&misc->lock, flags);
-	/* Long work, and not urgent for whichever CPU the interrupt hit. */
-	if (!misc->stopped)
-		queue_work(system_unbound_wq, &misc->work);
-	spin_unlock_irqrestore(&misc->lock, flags);
+/**
+ * balloon_misc_changed() - the device's config space has changed
+ * @misc: the queue, started or not
+ *
+ * The device may not want an answer any more. The work item looks: to read the
+ * config space may sleep.
+ *
+ * Context: Any context.
+ */
+void balloon_misc_changed(struct balloon_misc *misc)
+{
+	balloon_misc_queue(misc, true);
 }
 
 /**
@@ -451,7 +504,7 @@ void balloon_misc_stop(struct balloon_misc *misc)
 	spin_unlock_irq(&misc->lock);
 	/* The one may queue the other, but not the other way round any more. */
 	cancel_work_sync(&misc->work);
-	cancel_work_sync(&misc->job.work);
+	cancel_work_sync(&misc->job_work);
 }
 
 /**
@@ -463,5 +516,7 @@ void balloon_misc_stop(struct balloon_misc *misc)
 void balloon_misc_detach(struct balloon_misc *misc)
 {
 	balloon_misc_forget(misc);
+	/* A part that was to come, and does not any more */
+	misc->job_done = true;
 	misc->vq = NULL;
 }

@@ -123,6 +123,8 @@ struct device_double {
 	bool lenient;			/* after a fault, messages may come twice */
 	bool blind;			/* uses buffers unread, to be fast */
 	bool slow;			/* to let the next write of the driver's size through */
+	bool old;			/* knows of no answer that is not wanted... */
+	bool ones;			/* ...but has something there all the same */
 
 	u8 request[VIRTIO_BALLOON_REQ_LEN];
 	unsigned int request_len;	/* 0: nothing to ask */
@@ -469,7 +471,9 @@ static void double_get(struct virtio_device *vdev, unsigned int offset, void *bu
 	struct device_double *d = to_double(vdev);
 
 	mutex_lock(&d->lock);
-	if (offset + len <= sizeof(d->config))
+	if (d->old && offset + len > offsetof(struct virtio_balloon_config, misc_ended_id))
+		memset(buf, 0xff, d->ones ? len : 0);
+	else if (offset + len <= sizeof(d->config))
 		memcpy(buf, (void *)&d->config + offset, len);
 	d->reads += offset == offsetof(struct virtio_balloon_config, num_pages);
 	mutex_unlock(&d->lock);
@@ -1008,6 +1012,149 @@ static void device_jobs(struct kunit *test)
 		usleep_range(0, 3000);
 		remove_and_judge(d, &before, "jobs");
 	}
+}
+
+/* The answer is not wanted. */
+static void end_answer(struct device_double *d, u32 id)
+{
+	mutex_lock(&d->lock);
+	d->config.misc_ended_id = cpu_to_le32(id);
+	mutex_unlock(&d->lock);
+	virtio_config_changed(&d->vdev);
+}
+
+/* An answer that nobody wants ends, by an error, and the next one is as ever. */
+static void device_ends(struct kunit *test)
+{
+	struct {
+		struct virtio_balloon_req_hdr hdr;
+		union {
+			struct virtio_balloon_req_range range;
+			struct virtio_balloon_req_reclaim reclaim;
+		};
+	} req = {};
+	struct account before = take_account();
+	struct device_double *d = double_start(test, ALL, 2);
+	/* Ids are longer than what the config space has of them. */
+	u64 id = 7ULL << 32;
+	unsigned int cmd;
+
+	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+		double_remove(d);
+		kunit_skip(test, "the misc queue is declined");
+	}
+	for (cmd = VIRTIO_BALLOON_REQ_UNUSED_PAGES; cmd <= VIRTIO_BALLOON_REQ_SYNC; cmd++) {
+		unsigned int i;
+
+		req.hdr.cmd = cpu_to_le16(cmd);
+		if (cmd <= VIRTIO_BALLOON_REQ_TRIM) {
+			req.range = trim_request(1).range;
+		} else {
+			req.reclaim.bytes = cpu_to_le64(SZ_1M);
+			req.reclaim.msecs = cpu_to_le32(100);
+			req.reclaim.flags = 0;
+		}
+		/* Before it was begun, which the driver does as soon as it is asked */
+		req.hdr.id = cpu_to_le64(++id);
+		end_answer(d, id);
+		KUNIT_EXPECT_TRUE_MSG(test, ask_and_wait(d, &req, sizeof(req)), "%u", cmd);
+		KUNIT_EXPECT_EQ(test, d->reported, 0);
+		/* It was of that one only. */
+		for (i = 0; i < 2; i++) {
+			req.hdr.id = cpu_to_le64(++id);
+			if (i)
+				virtio_config_changed(&d->vdev);
+			KUNIT_EXPECT_EQ_MSG(test, ask_and_wait(d, &req, sizeof(req)),
+					    (cmd == VIRTIO_BALLOON_REQ_RECLAIM &&
+					     !IS_ENABLED(CONFIG_MEMCG)) ||
+					    (cmd == VIRTIO_BALLOON_REQ_COMPACT &&
+					     !IS_ENABLED(CONFIG_COMPACTION)) ||
+					    (cmd == VIRTIO_BALLOON_REQ_SYNC &&
+					     !IS_ENABLED(CONFIG_PM_SLEEP)), "%u", cmd);
+		}
+	}
+	/* None is, whatever its id. */
+	id = 8ULL << 32;
+	end_answer(d, 0);
+	req.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES);
+	req.hdr.id = cpu_to_le64(id);
+	req.range = trim_request(1).range;
+	KUNIT_EXPECT_FALSE(test, ask_and_wait(d, &req, sizeof(req)));
+	remove_and_judge(d, &before, "ends");
+}
+
+/* At any moment, the right one or another; what was a job may still be at it. */
+static void device_ends_at_will(struct kunit *test)
+{
+	struct {
+		struct virtio_balloon_req_hdr hdr;
+		struct virtio_balloon_req_reclaim reclaim;
+	} req = {
+		.reclaim.bytes = cpu_to_le64(SZ_16M),
+		.reclaim.msecs = cpu_to_le32(100),
+	};
+	struct account before = take_account();
+	struct device_double *d = double_start(test, ALL, 1);
+	unsigned int i, errors = 0;
+	struct rnd_state rnd;
+
+	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+		double_remove(d);
+		kunit_skip(test, "the misc queue is declined");
+	}
+	prandom_seed_state(&rnd, seed);
+	for (i = 1; i <= 60; i++) {
+		unsigned int cmd = prandom_u32_state(&rnd) % (VIRTIO_BALLOON_REQ_SYNC + 1);
+		struct misc_request range = trim_request(i);
+
+		d->answers = 0;
+		d->errors = 0;
+		range.hdr.cmd = cpu_to_le16(cmd);
+		req.hdr = range.hdr;
+		if (cmd <= VIRTIO_BALLOON_REQ_TRIM)
+			ask(d, &range, sizeof(range));
+		else
+			ask(d, &req, sizeof(req));
+		do {
+			usleep_range(0, prandom_u32_state(&rnd) % 1000);
+			end_answer(d, i + prandom_u32_state(&rnd) % 4);
+		} while (!answered(d) && prandom_u32_state(&rnd) % 8);
+		KUNIT_EXPECT_TRUE_MSG(test, eventually(answered(d)), "%u: %u", i, cmd);
+		KUNIT_EXPECT_EQ(test, d->answers + d->errors, 1);
+		errors += d->errors;
+	}
+	kunit_info(test, "%u of %u answers ended early", errors, i - 1);
+	/* Gone while it is at one that nobody wants */
+	req.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_COMPACT);
+	req.hdr.id = cpu_to_le64(i);
+	ask(d, &req, sizeof(req));
+	usleep_range(0, 1000);
+	end_answer(d, i);
+	remove_and_judge(d, &before, "ends at will");
+}
+
+/* A device that knows nothing of this gets whole answers. */
+static void device_ends_nothing(struct kunit *test)
+{
+	struct account before = take_account();
+	struct device_double *d = double_start(test, ALL, 2);
+	unsigned int i;
+
+	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+		double_remove(d);
+		kunit_skip(test, "the misc queue is declined");
+	}
+	d->old = true;
+	for (i = 1; i <= 6; i++) {
+		struct misc_request trim = trim_request(i);
+
+		d->ones = i % 2;
+		/* A new target, say */
+		end_answer(d, i);
+		KUNIT_EXPECT_FALSE(test, ask_and_wait(d, &trim, sizeof(trim)));
+		KUNIT_EXPECT_GT(test, d->reported, 0);
+	}
+	remove_and_judge(d, &before, "ends nothing");
 }
 
 /* A device that does not use a message to trim keeps these pages, until it goes. */
@@ -1734,6 +1881,7 @@ static void device_random(struct kunit *test)
 			case 2:
 				mutex_lock(&d->lock);
 				d->config.free_page_hint_cmd_id = cpu_to_le32(r >> 8 & 3);
+				d->config.misc_ended_id = cpu_to_le32(d->id - (r >> 10 & 1));
 				mutex_unlock(&d->lock);
 				virtio_config_changed(&d->vdev);
 				break;
@@ -1781,6 +1929,9 @@ static struct kunit_case virtio_balloon_device_cases[] = {
 	KUNIT_CASE_SLOW(device_out_of_reach),
 	KUNIT_CASE_SLOW(device_answers),
 	KUNIT_CASE_SLOW(device_jobs),
+	KUNIT_CASE_SLOW(device_ends),
+	KUNIT_CASE_SLOW(device_ends_at_will),
+	KUNIT_CASE_SLOW(device_ends_nothing),
 	KUNIT_CASE_SLOW(device_trim_stalls),
 	KUNIT_CASE_SLOW(device_wavers),
 	/* By parts: what a case may take is limited, and a sanitizer slow. */

@@ -7,12 +7,14 @@
  * and offers the buffer for requests again behind the last of them.
  *
  * There is one request at a time.  Its id ends when the VM stops, and when
- * who asked has no use for the answer any more.  Then the rest of the answer
- * is consumed, so that the driver gets its buffers back and can be asked
- * again, but does not count.
+ * who asked has no use for the answer any more.  The driver is told so by
+ * misc_ended_id in the config space, and should end the answer soon.  What
+ * still comes of it is consumed, so that the driver gets its buffers back and
+ * can be asked again, but does not count.
  *
  * When the VM is stopped the device holds no buffer.  So there is little to
- * migrate, the last id and whether an answer is outstanding.
+ * migrate, the last id and whether an answer is outstanding: that it is not
+ * wanted follows.
  *
  * Everything here runs under the BQL.
  *
@@ -192,14 +194,31 @@ static void balloon_misc_over(BalloonMisc *m, UnusedPagesEnd how)
     balloon_misc_ended(m, how);
 }
 
-void balloon_misc_end_id(BalloonMisc *m)
+static void balloon_misc_drop_answer(BalloonMisc *m)
 {
     if (m->state == BALLOON_MISC_ASKED) {
         trace_virtio_balloon_misc_ended(m->last_id);
         m->state = BALLOON_MISC_ENDED;
+        m->ended_id = m->last_id;
         m->ended++;
         balloon_records_drop(&m->records);
         balloon_misc_ended(m, UNUSED_PAGES_DEAD);
+    }
+}
+
+/* While the VM runs: else the driver is told when it does */
+static void balloon_misc_tell_ended(BalloonMisc *m)
+{
+    if (m->state == BALLOON_MISC_ENDED) {
+        virtio_notify_config(m->worker.vdev);
+    }
+}
+
+void balloon_misc_end_id(BalloonMisc *m)
+{
+    if (m->state == BALLOON_MISC_ASKED) {
+        balloon_misc_drop_answer(m);
+        balloon_misc_tell_ended(m);
     }
 }
 
@@ -546,11 +565,11 @@ static void balloon_misc_stop(BalloonMisc *m)
     bool wanted = m->state == BALLOON_MISC_WANTED;
 
     balloon_worker_stop(&m->worker);
+    balloon_misc_drop_answer(m);
     balloon_request_cancel(m);
     if (wanted) {
         m->state = BALLOON_MISC_READY;
     }
-    balloon_misc_end_id(m);
     unused_pages_end(&m->provider, UNUSED_PAGES_DEAD);
 }
 
@@ -566,6 +585,7 @@ void balloon_misc_set_status(VirtIODevice *vdev, uint8_t status)
     } else if (balloon_misc_negotiated(m)) {
         /* Buffers that were given back have had their notification. */
         balloon_worker_schedule(&m->worker);
+        balloon_misc_tell_ended(m);
     }
 }
 
@@ -576,6 +596,7 @@ void balloon_misc_reset(VirtIODevice *vdev)
     if (balloon_misc_offered(m)) {
         balloon_misc_stop(m);
         m->state = BALLOON_MISC_NEW;
+        m->ended_id = 0;
     }
 }
 
@@ -661,6 +682,7 @@ static int balloon_misc_post_load(void *opaque, int version_id)
     /* The answer to a request of the source is of no use here. */
     if (m->outstanding) {
         m->state = BALLOON_MISC_ENDED;
+        m->ended_id = m->last_id;
     }
     return 0;
 }

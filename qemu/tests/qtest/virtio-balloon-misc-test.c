@@ -525,6 +525,89 @@ static void expect_end(Misc *m, const char *type, const char *status,
     qobject_unref(rsp);
 }
 
+#define CONFIG_ENDED_ID offsetof(struct virtio_balloon_config, misc_ended_id)
+
+/* The request whose answer is not wanted any more, the last one of these */
+static uint32_t ended_id(Misc *m)
+{
+    return qvirtio_config_readl(m->dev, CONFIG_ENDED_ID);
+}
+
+static void wait_ended_id(Misc *m)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    while (ended_id(m) != m->id) {
+        pause_until(deadline, 1000);
+    }
+}
+
+static bool config_changed(Misc *m)
+{
+    /* Bits are cleared as they are read */
+    return qpci_io_readb(m->pci->pdev, m->pci->bar,
+                         m->pci->isr_cfg_offset) & 2;
+}
+
+/* The driver is told when nobody wants its answer any more. */
+static void test_end(void *obj, void *data, QGuestAllocator *alloc)
+{
+    Request req;
+    uint64_t id;
+    Misc m;
+
+    misc_init(&m, obj, alloc, 3, FEATURES);
+    g_assert_cmpint(ended_id(&m), ==, 0);
+    offer(&m);
+
+    /* Not by an answer that ends, nor by a new request */
+    start_request(&m, "{'type': 'compact'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_COMPACT, 0);
+    answer_request(&m, VIRTIO_BALLOON_REQ_COMPACT, DONE, 0);
+    expect_end(&m, "compact", "completed", 0);
+    start_request(&m, "{'type': 'sync'}");
+    take_request(&m, &req, VIRTIO_BALLOON_REQ_SYNC, 0);
+    g_assert_cmpint(ended_id(&m), ==, 0);
+    g_assert_false(config_changed(&m));
+
+    /* Cancelled; the driver cannot change that */
+    qtest_qmp_assert_success(m.qts, "{'execute': 'balloon-request-cancel'}");
+    g_assert_cmpint(ended_id(&m), ==, m.id);
+    g_assert_true(config_changed(&m));
+    expect_end(&m, "sync", "cancelled", 0);
+    qpci_io_writel(m.pci->pdev, m.pci->bar,
+                   m.pci->device_cfg_offset + CONFIG_ENDED_ID, 77);
+    g_assert_cmpint(ended_id(&m), ==, m.id);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'balloon-request-cancel'}");
+    g_assert_false(config_changed(&m));
+    finish_request(&m, VIRTIO_BALLOON_REQ_SYNC, ERROR, 0);
+    g_assert_cmpint(grown(&m, "errors"), ==, 0);
+    g_assert_cmpint(grown(&m, "stale-records"), ==, 1);
+    id = m.id;
+    check_works(&m);
+    g_assert_cmpint(ended_id(&m), ==, id);
+    g_assert_false(config_changed(&m));
+
+    /* While it is stopped nobody is there to be told */
+    offer(&m);
+    ask(&m);
+    qtest_qmp_assert_success(m.qts, "{'execute': 'stop'}");
+    g_assert_false(config_changed(&m));
+    qtest_qmp_assert_success(m.qts, "{'execute': 'cont'}");
+    g_assert_true(config_changed(&m));
+    g_assert_cmpint(ended_id(&m), ==, m.id);
+    finish(&m, ERROR);
+    check_works(&m);
+
+    /* The next driver has other requests */
+    offer(&m);
+    ask(&m);
+    misc_restart(&m, FEATURES);
+    g_assert_cmpint(ended_id(&m), ==, 0);
+    check_works(&m);
+    misc_fini(&m);
+}
+
 static void test_trim(void *obj, void *data, QGuestAllocator *alloc)
 {
     g_autoptr(GByteArray) msg = g_byte_array_new();
@@ -735,6 +818,8 @@ static void test_not_negotiated(void *obj, void *data, QGuestAllocator *alloc)
                        F(VIRTIO_BALLOON_F_MISC_VQ)), ==, offered);
     m.dev->bus->queue_select(m.dev, 3);
     g_assert_cmpint(m.dev->bus->get_queue_size(m.dev) > 0, ==, offered);
+    /* The config space has its old size */
+    g_assert_cmphex(ended_id(&m), ==, offered ? 0 : UINT32_MAX);
     if (offered) {
         offer(&m);
         g_usleep(1000);
@@ -1876,6 +1961,7 @@ static void test_migrate_again(void *obj, void *data, QGuestAllocator *alloc)
         migrate(m.qts, NOWHERE);
         wait_status(m.qts, "active");
         if (i < 2) {
+            wait_ended_id(&m);
             /* Of the old request, so it does not count */
             add_mibs(&m, msg, DONE, AREA, 0xff00);
             transmit(&m, msg);
@@ -2404,7 +2490,13 @@ static void test_migrate_state(void *obj, void *data, QGuestAllocator *alloc)
     migrate(m.qts, d.uri);
     wait_status(m.qts, "completed");
     wait_status(d.qts, "completed");
+    m.pci->pdev->bus->qts = d.qts;
+    g_assert_cmpint(ended_id(&m), ==, m.id);
+    /* What the source had left of it is not told here */
+    config_changed(&m);
     qtest_qmp_assert_success(d.qts, "{'execute': 'cont'}");
+    g_assert_true(config_changed(&m));
+    m.pci->pdev->bus->qts = m.qts;
 
     while (get_counter(d.qts, "stale-records") < 2) {
         pause_until(deadline, 1000);
@@ -2887,6 +2979,7 @@ static void register_virtio_balloon_misc_test(void)
         { "numbers", test_numbers },
         { "no-request", test_no_request, "misc-vq=on,migrate-reclaim-ms=1" },
         { "late-buffer", test_late_buffer },
+        { "end", test_end },
         { "declined", test_not_negotiated, NULL, (void *)"offered" },
         { "off", test_not_negotiated, "" },
         { "bad-records", test_bad_records },

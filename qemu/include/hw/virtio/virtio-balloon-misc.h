@@ -62,6 +62,7 @@ typedef struct BalloonMisc {
     BalloonMiscRequest request; /* WANTED, ASKED, ENDED */
     uint16_t final;             /* flags of the record that ends the answer */
     uint64_t last_id;
+    uint32_t ended_id;          /* of the config space */
     bool outstanding;           /* state for the vmstate: ASKED or ENDED */
     UnusedPagesProvider provider;
     BalloonTask task;
@@ -98,7 +99,10 @@ extern const VMStateDescription vmstate_virtio_balloon_misc;
 UnusedPagesReady balloon_misc_ready(BalloonMisc *m, Error **errp);
 /* The request is written in the bottom half */
 void balloon_misc_want(BalloonMisc *m, const BalloonMiscRequest *req);
-/* From here on the answer does not count; it is outstanding all the same */
+/*
+ * From here on the answer does not count; it is outstanding all the same.  The
+ * driver is told.
+ */
 void balloon_misc_end_id(BalloonMisc *m);
 
 /* Of the task, see virtio-balloon-request.c */

@@ -1303,6 +1303,11 @@ static void check_requests(void)
     MUST(now.requests - was.requests ==
          (now.answers - was.answers) + (now.errors - was.errors) +
          (now.ended - was.ended) + (f.m->state == BALLOON_MISC_ASKED));
+    /* The driver is told which */
+    if (outstanding()) {
+        MUST((f.m->ended_id == (uint32_t)f.m->last_id) ==
+             (f.m->state == BALLOON_MISC_ENDED));
+    }
 }
 
 static void check_counters(void)

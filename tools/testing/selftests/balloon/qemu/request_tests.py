@@ -146,6 +146,34 @@ def request_migration(run: Run) -> None:
 
 
 @test
+def request_ends(run: Run) -> None:
+    """an answer that nobody wants ends early: a sync that takes seconds keeps nobody waiting"""
+    with disk(run, GIB, "ext4", 4 * MIB) as drive, run.guest(balloon=MISC, **drive) as guest, \
+            run.guest(balloon=MISC, incoming=True, **drive) as target:
+        guest.sh("mkdir -p /d; mount /dev/vda /d; "
+                 "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; "
+                 "dd if=/dev/zero of=/d/f bs=1M count=48", 120)
+        works(guest)
+        guest.begin_request("sync")
+        guest.until(lambda: guest.meminfo()["Writeback"] > 0, 30)
+        equal("sync", guest.qmp("query-balloon-request")["status"], "running")
+        guest.qmp("balloon-request-cancel")
+        equal("sync", guest.last_request()["status"], "cancelled")
+        works(guest, stale=True)
+        # Behind the one that still goes on
+        guest.begin_request("sync")
+        move = guest.migrate_to(target, parameters=FAST)
+        equal("sync", guest.last_request()["status"], "cancelled")
+        print(f"# setup {move.info['setup-time']} ms, {move.info['unused-pages']}")
+        require("not-asked" not in move.info["unused-pages"], f"{move.info['unused-pages']}")
+        require(move.misc["unsent-pages"] > 0, "nothing was left out")
+        works(target, stale=True)
+        equal("answer", done(target, "sync"), 0)
+        require(target.meminfo()["Dirty"] < 4 * MIB, f"{target.meminfo()['Dirty']} bytes dirty")
+        works(target)
+
+
+@test
 def request_module(run: Run) -> None:
     """the module for other kernels writes back, refuses the rest, and answers as ever"""
     with run.guest(kernel="guest-module", balloon=MISC) as guest:
