@@ -25,9 +25,10 @@ seconds=$((SECONDS - start))
 done=$(sed -n 's/^#\([0-9]*\)\t.*/\1/p' "$log" | tail -n 1)
 done=${done:-0}
 echo "# $done inputs in $seconds s, $((done / (seconds ? seconds : 1))) a second," \
-	"$(sed -n 's/^#[0-9]*\t.*\(cov: [0-9]* ft: [0-9]* corp: [0-9]*\).*/\1/p' "$log" | tail -n 1)"
+	"$(sed -n 's/^#[0-9]*\t.*\(cov: [0-9]* ft: [0-9]* corp: [0-9]*\).*/\1/p' "$log" | tail -n 1)" \
+	"of $(sed -n 's/.*(\([0-9]*\) inline 8-bit counters).*/\1/p' "$log" | head -n 1) edges"
 # Needs llvm-symbolizer. Half of the edges are those of the sanitizers, to their reports.
-for file in slice records inflate misc; do
+for file in slice run records inflate discard misc request; do
 	awk -v f="virtio-balloon-$file.c" '/^(UN)?COVERED_FUNC/ && index($0, "/" f ":") {
 		n++; split($5, e, "/"); hit += e[1]; all += e[2]; none += /^UN/
 	} END { if (n) printf "# %s: %d of %d edges, %d of %d functions\n", f, hit, all, n - none, n }' "$log"

@@ -119,19 +119,26 @@ configure_qemu_fuzz() {
 		--extra-cflags=-gline-tables-only --without-default-devices \
 		--with-devices-x86_64=../../../../qemu-fuzz-obj/devices --firmwarepath=/usr/share/seabios
 	pyvenv/bin/meson configure -Doptimization=1 -Ddebug=false
-	# What is to be covered; configuring writes QEMU's own, of all devices.
-	ninja build.ninja
-	printf '%s\n' 'src:*/hw/virtio/virtio-balloon*.c' 'src:*/hw/virtio/virtio.c' \
-		'src:*/migration/unused-pages.c' 'src:*/tests/qtest/fuzz/fuzz.c' \
-		'src:*/tests/qtest/fuzz/virtio_balloon_fuzz.c' 'fun:*balloon_*' 'fun:virtqueue_*' \
-		'fun:unused_pages_*' 'fun:run' 'fun:op_*' 'fun:append_*' 'fun:LLVMFuzzerTestOneInput' \
-		>instrumentation-filter
 }
 
 make_qemu_fuzz() {
-	local obj=$BUILD/qemu-fuzz-obj
+	local obj=$BUILD/qemu-fuzz-obj filter
+	# What is to be covered
+	filter=$(printf '%s\n' 'src:*/hw/virtio/virtio-balloon*.c' 'src:*/hw/virtio/virtio.c' \
+		'src:*/tests/qtest/fuzz/fuzz.c' 'src:*/tests/qtest/fuzz/virtio_balloon_fuzz.c' \
+		'fun:*balloon_*' 'fun:virtqueue_*' 'fun:unused_pages_run' 'fun:trim_*' 'fun:reclaim_*' \
+		'fun:run' 'fun:op_*' 'fun:append_*' 'fun:LLVMFuzzerTestOneInput')
 	"$top/scripts/deps.sh" clang libclang-rt-dev
 	tree qemu
+	# To configure writes QEMU's own, of all devices, and ninja may find that it must. Neither ninja
+	# nor ccache looks into it.
+	build_qemu "$obj" build.ninja configure_qemu_fuzz
+	echo "$filter" >"$obj/instrumentation-filter"
+	if ! cmp -s "$obj/instrumentation-filter" "$obj/filter"; then
+		find "$obj" \( -name '*virtio_virtio*.o' -o -name '*unused-pages*.o' -o -name '*_fuzz_*.o' \) -delete
+		echo "$filter" >"$obj/filter"
+	fi
+	local -x CCACHE_EXTRAFILES=$obj/filter
 	build_qemu "$obj" qemu-fuzz-x86_64 configure_qemu_fuzz
 	cp "$obj/qemu-fuzz-x86_64" "$1/"
 }

@@ -1035,7 +1035,7 @@ static void offer(unsigned int q, bool indirect)
     }
     if (ours && carries_records(q)) {
         expect(segs, n, q == f.misc, &e);
-        /* An answer discards nothing */
+        /* Of answers only those that trim discard, and nobody is sure then */
         e.stray &= q < 2;
     } else if (ours) {
         e.unsure = true;
@@ -1114,13 +1114,53 @@ static void ask_for_more(uint8_t how)
     }
 }
 
+/* A request of any kind, and an answer to it */
+static void op_exchange(void)
+{
+    uint8_t how = get8();
+    unsigned int i;
+
+    f.nr_segs = 0;
+    f.cut = true;
+    if (!append(64)) {
+        return;
+    }
+    f.seg[0].write = true;
+    offer(f.misc, false);
+    f.nr_segs = 0;
+    kick(f.misc);
+    reap_all();
+    if (how % BALLOON_REQUEST_TYPE__MAX == BALLOON_REQUEST_TYPE_UNUSED_PAGES) {
+        ask();
+    } else {
+        ask_for_more(how & 0x7f);
+    }
+    poll(2);
+    for (i = 0; i <= how >> 6; i++) {
+        append_record(true);
+    }
+    offer(f.misc, false);
+    f.nr_segs = 0;
+    kick(f.misc);
+    poll(2);
+}
+
 static void op_migration(void)
 {
     UnusedPagesProvider *p = &f.m->provider;
     uint8_t how = get8();
+    uint64_t bytes;
 
     if (how & 1) {
         p->cancel(p);
+    } else if (how & 0x80) {
+        /* What it has reclaimed first */
+        f.sure[0] = f.sure[1] = false;
+        if (how & 2) {
+            p->prepare(p);
+        } else {
+            p->preparing(p, how & 4, &bytes);
+        }
     } else if (p->ready(p) == UNUSED_PAGES_READY) {
         p->request(p, (how >> 1 & 7) * MiB, (how >> 4) * 4 * MiB);
     }
@@ -1191,8 +1231,11 @@ static void run(void)
         case 0 ... 5:
             append_record(false);
             break;
-        case 6 ... 9:
+        case 6 ... 8:
             append_record(true);
+            break;
+        case 9:
+            op_exchange();
             break;
         case 10: {
             unsigned int len = 1 + get8() % 64;
