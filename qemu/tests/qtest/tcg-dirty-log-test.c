@@ -120,10 +120,11 @@ static void pipe_fill(int fd)
     static const char zeros[4096];
     size_t n;
 
-    for (n = sizeof(zeros); n; n /= 2) {
-        while (write(fd, zeros, n) == n) {
+    for (n = sizeof(zeros); n;) {
+        if (write(fd, zeros, n) != n) {
+            g_assert_cmpint(errno, ==, EAGAIN);
+            n /= 2;
         }
-        g_assert_cmpint(errno, ==, EAGAIN);
     }
 }
 
@@ -139,12 +140,16 @@ static bool pipe_drain(int fd)
     return ret;
 }
 
-static bool is_stuck(QTestState *qts)
+/* Returns where it is */
+static uint32_t wait_stuck(QTestState *qts)
 {
-    uint32_t before = qtest_readl(qts, COUNTER);
+    uint32_t before;
 
-    g_usleep(60000);
-    return qtest_readl(qts, COUNTER) == before;
+    do {
+        before = qtest_readl(qts, COUNTER);
+        g_usleep(60000);
+    } while (qtest_readl(qts, COUNTER) != before);
+    return before;
 }
 
 /* Whether it comes so far, or to its end, within @seconds */
@@ -209,9 +214,7 @@ static void test_open_entry(void)
         pipe_fill(fd);
         /* The round behind the next synchronisation is to last. */
         qtest_memset(src, 2 * MiB, i + 1, 10 * PAGE_SIZE);
-        while (!is_stuck(src)) {
-        }
-        count = qtest_readl(src, COUNTER);
+        count = wait_stuck(src);
         pass = get_migration_pass(src);
         taken = wait_pass(src, pass + 1, 2);
         g_usleep(50000);
