@@ -25,7 +25,7 @@ help:
 	@echo '  deb         a Debian package of its source, which DKMS builds for each kernel of that version'
 	@echo '  deb-qemu    Debian'"'"'s source package of QEMU with the series in it'
 	@echo 'Test it'
-	@echo '  check       every test                                                      (cold ~60 min, warm ~26)'
+	@echo '  check       every test                                                      (cold ~50 min, warm ~18)'
 	@echo '  check-arch  s390x, arm64 with pages of 64 KiB, i386, User Mode Linux              (cold ~45 min, warm 18 min)'
 	@echo '  check-all   both, all tests in the debug and the KCSAN guest, the module and its package, steps, coverage,'
 	@echo '              mutants, an hour of soak                                             (~6 h)'
