@@ -424,23 +424,19 @@ class Job:
 
     def _wait(self, suffix: str, timeout: float) -> str:
         """Wait for the number in one of the files. The guest has a load: let it not wait itself."""
-        deadline = self.guest.deadline(timeout)
-        while not (text := self._read(suffix)).endswith("\n"):
-            if time.monotonic() > deadline:
-                raise LabError(f"{self.guest.name}: '{self.script}' takes over {timeout} s")
-            time.sleep(0.02)
-        return text.strip()
+        if not self.guest.until(lambda: self._read(suffix).endswith("\n"), timeout, 0.02):
+            raise LabError(f"{self.guest.name}: '{self.script}' takes over {timeout} s")
+        return self._read(suffix).strip()
 
     def wait_ready(self, timeout: float = 60) -> Job:
         """Wait for the command to print "ready"."""
-        deadline = self.guest.deadline(timeout)
-        while "ready" not in (out := self._read("out")):
-            if not self.running():
-                raise CommandError(self.script, 1, out)
-            if time.monotonic() > deadline:
-                raise LabError(f"{self.guest.name}: '{self.script}' is not ready: {out}")
-            time.sleep(0.02)
-        return self
+        self.guest.until(lambda: "ready" in self._read("out") or not self.running(), timeout, 0.02)
+        out = self._read("out")
+        if "ready" in out:
+            return self
+        if not self.running():
+            raise CommandError(self.script, 1, out)
+        raise LabError(f"{self.guest.name}: '{self.script}' is not ready: {out}")
 
     def running(self) -> bool:
         """Whether the command has not ended."""
@@ -651,11 +647,14 @@ class Guest:
                 raise LabError(f"{self.name}: {self.status()}, not {status}")
             time.sleep(0.01)
 
-    def until(self, condition: Callable[[], bool], timeout: float) -> None:
-        """Wait for a condition, or for so long; what follows has to judge."""
+    def until(self, condition: Callable[[], bool], timeout: float, poll: float = 0.1) -> bool:
+        """Wait for a condition, or for so long; whether it holds, or what follows has to judge."""
         deadline = self.deadline(timeout)
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        while not condition():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(poll)
+        return True
 
     def stats(self, kind: str = "page-bitmap") -> Dict[str, int]:
         """The device's counters; none on a QEMU without them."""

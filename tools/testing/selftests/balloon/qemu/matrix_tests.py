@@ -8,7 +8,6 @@ Statistics are always offered; misc_features has a guest that declines them.
 from __future__ import annotations
 
 import itertools
-import time
 from typing import Dict, Iterable, Iterator, List, Tuple
 
 from harness import FAST, Failure, Run, equal, features, needs, require, variants
@@ -48,10 +47,9 @@ def plug(guest: Guest, some: Subset) -> None:
     if props.get("free-page-hint"):
         props["iothread"] = "hint0"
     guest.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="slot0", **props)
-    deadline = guest.deadline(30)
-    while "DRIVER_OK" not in str(guest.qmp("x-query-virtio-status", path=BACKEND)["status"]):
-        require(time.monotonic() < deadline, f"the driver does not take {some}")
-        time.sleep(0.01)
+    require(guest.until(lambda: "DRIVER_OK" in str(
+        guest.qmp("x-query-virtio-status", path=BACKEND)["status"]), 30, 0.01),
+            f"the driver does not take {some}")
 
 
 def one(guest: Guest, ours: bool, clears: bool, some: Subset) -> None:
