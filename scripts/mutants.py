@@ -232,12 +232,16 @@ MUTANTS = [
         }
         if (unused_pages.arm < unused_pages.ahead) {
 """, "bare two_cpus", "wrong pages: [0-9]+, not 0"),
+    Mutant("migration: the destination need not agree", UNUSED,
+           "    return migrate_sparse_ram() ? UNUSED_PAGES_READY :\n" + " " * 34
+           + "UNUSED_PAGES_NO_CAPABILITY;", "    return UNUSED_PAGES_READY;",
+           "qtest misc-migrate-not-asked", "misc-test.c:.*assertion failed"),
     Mutant("migration: an answer still counts after the next synchronisation", UNUSED,
            "    if (!unused_pages.asked) {", "    if (1) {",
            "bare late_answer", "wrong pages: [0-9]+, not 0"),
     Mutant("migration: the destination has huge pages everywhere", "qemu/migration/sparse-ram.c",
            "QEMU_MADV_NOHUGEPAGE", "QEMU_MADV_HUGEPAGE",
-           "bare little_in_use", r"'sparse-ram',\): [0-9]{9}"),
+           "bare little_in_use", r"True: [0-9]{9}"),
     Mutant("migration: windows go by guest address", UNUSED,
            "    g_array_sort(ranges, unused_pages_compare);", "    (void)unused_pages_compare;",
            "qtest migrate-numa", "wait_window: assertion failed"),

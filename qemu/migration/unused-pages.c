@@ -619,7 +619,8 @@ static void unused_pages_fold(uint64_t *dirty_pages)
  */
 static void unused_pages_tell(QEMUFile *f, unsigned int end)
 {
-    if (unused_pages.told >= end || !migrate_sparse_ram() || migrate_rdma()) {
+    /* RDMA registers memory by the MiB; a file of mapped-ram has no records. */
+    if (unused_pages.told >= end || migrate_rdma() || migrate_mapped_ram()) {
         return;
     }
     for (; unused_pages.told < end; unused_pages.told++) {
@@ -788,11 +789,9 @@ static UnusedPagesReady unused_pages_try_begin(void)
     return UNUSED_PAGES_READY;
 }
 
-static UnusedPagesReady unused_pages_begin(void)
+/* Whether this kind of migration may leave pages out */
+static UnusedPagesReady unused_pages_may(void)
 {
-    int64_t start = now_ms();
-    UnusedPagesReady ready;
-
     /* It is of the memory as it was. */
     if (migrate_background_snapshot()) {
         return UNUSED_PAGES_SNAPSHOT;
@@ -800,6 +799,19 @@ static UnusedPagesReady unused_pages_begin(void)
     /* The secondary runs on what it has. */
     if (migrate_colo()) {
         return UNUSED_PAGES_COLO;
+    }
+    /* What the destination's memory holds is for the destination to know. */
+    return migrate_sparse_ram() ? UNUSED_PAGES_READY :
+                                  UNUSED_PAGES_NO_CAPABILITY;
+}
+
+static UnusedPagesReady unused_pages_begin(void)
+{
+    int64_t start = now_ms();
+    UnusedPagesReady ready = unused_pages_may();
+
+    if (ready != UNUSED_PAGES_READY) {
+        return ready;
     }
 
     for (;;) {
@@ -854,8 +866,7 @@ void unused_pages_prepare(void)
 
     stat64_set(&unused_pages_stats.reclaimed_bytes, 0);
     /* Where nothing will be left out there is no use in that */
-    if (!unused_pages.provider || migrate_background_snapshot() ||
-        migrate_colo()) {
+    if (!unused_pages.provider || unused_pages_may() != UNUSED_PAGES_READY) {
         return;
     }
     bql_lock();

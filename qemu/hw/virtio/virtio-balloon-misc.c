@@ -733,6 +733,7 @@ static void balloon_misc_get_stats(Object *obj, Visitor *v, const char *name,
 #define NOT_ASKED(why)  stat64_get(&p->not_asked[UNUSED_PAGES_ ## why])
         { "not-asked-snapshot", NOT_ASKED(SNAPSHOT) },
         { "not-asked-colo", NOT_ASKED(COLO) },
+        { "not-asked-no-capability", NOT_ASKED(NO_CAPABILITY) },
         { "not-asked-stopped", NOT_ASKED(STOPPED) },
         { "not-asked-no-ram", NOT_ASKED(NO_RAM) },
         { "not-asked-no-driver", NOT_ASKED(NO_DRIVER) },

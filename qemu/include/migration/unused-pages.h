@@ -16,6 +16,7 @@
 typedef enum UnusedPagesReady {
     UNUSED_PAGES_SNAPSHOT,      /* in the background */
     UNUSED_PAGES_COLO,
+    UNUSED_PAGES_NO_CAPABILITY, /* sparse-ram, so that it is not agreed on */
     UNUSED_PAGES_STOPPED,       /* the VM is */
     UNUSED_PAGES_NO_RAM,        /* that is sent, and may be left out */
     UNUSED_PAGES_NO_DRIVER,     /* that can be asked */

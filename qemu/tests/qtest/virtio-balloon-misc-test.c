@@ -1352,11 +1352,11 @@ static void set_bandwidth(QTestState *qts, int64_t bytes, int downtime_ms)
                              " 'downtime-limit': %d}}", bytes, downtime_ms);
 }
 
-static bool set_capability(QTestState *qts, const char *name)
+static bool set_capability(QTestState *qts, const char *name, bool on)
 {
     QDict *rsp = qtest_qmp(qts, "{'execute': 'migrate-set-capabilities',"
                            " 'arguments': {'capabilities': [{"
-                           "'capability': %s, 'state': true}]}}", name);
+                           "'capability': %s, 'state': %i}]}}", name, on);
     bool ret = !qdict_haskey(rsp, "error");
 
     qobject_unref(rsp);
@@ -1370,6 +1370,7 @@ static void migrate(QTestState *qts, const char *uri)
 }
 
 #define NOWHERE "exec:cat >/dev/null"
+#define AGREED  " -global migration.sparse-ram=on"
 
 /* Who waits for an answer that does not come counts a timeout. */
 static void migrate_unasked(QTestState *qts)
@@ -1394,8 +1395,8 @@ static void launch_destination(Destination *d, const char *args)
     d->dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
     d->uri = g_strdup_printf("unix:%s/migrate", d->dir);
     /* Of two sizes the last counts. */
-    d->qts = qtest_initf("-nodefaults -m %dM %s -incoming defer", RAM_MIB,
-                         args);
+    d->qts = qtest_initf("-nodefaults -m %dM %s" AGREED " -incoming defer",
+                         RAM_MIB, args);
 }
 
 static void listen_at_destination(Destination *d, bool exit_on_error)
@@ -1410,7 +1411,7 @@ static void start_destination_with(Destination *d, const char *args,
 {
     launch_destination(d, args);
     if (capability) {
-        g_assert_true(set_capability(d->qts, capability));
+        g_assert_true(set_capability(d->qts, capability, true));
     }
     listen_at_destination(d, true);
 }
@@ -1486,7 +1487,7 @@ static void test_migrate(void *obj, void *data, QGuestAllocator *alloc)
     start_destination_with(&d, qos_get_current_command_line(),
                            multifd ? "multifd" : NULL);
     if (multifd) {
-        g_assert_true(set_capability(m.qts, "multifd"));
+        g_assert_true(set_capability(m.qts, "multifd", true));
     }
     qtest_memset(m.qts, AREA, 0xa5, 128 * MiB);
     offer(&m);
@@ -1574,8 +1575,8 @@ static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
     }
     launch_destination(&d, args);
     if (g_str_equal(how, "multifd")) {
-        g_assert_true(set_capability(m.qts, "multifd"));
-        g_assert_true(set_capability(d.qts, "multifd"));
+        g_assert_true(set_capability(m.qts, "multifd", true));
+        g_assert_true(set_capability(d.qts, "multifd", true));
     }
     listen_at_destination(&d, true);
     target = shared_kib(d.qts);
@@ -1979,6 +1980,15 @@ static void test_migrate_again(void *obj, void *data, QGuestAllocator *alloc)
     end_source(&m);
 }
 
+static void check_not_asked(QTestState *qts, const char *reason)
+{
+    QDict *info = query_migrate(qts);
+
+    g_assert_cmpstr(qdict_get_str(qdict_get_qdict(info, "unused-pages"),
+                                  "not-asked"), ==, reason);
+    qobject_unref(info);
+}
+
 /* Who is not to be asked */
 static void test_migrate_not_asked(void *obj, void *data,
                                    QGuestAllocator *alloc)
@@ -1997,6 +2007,16 @@ static void test_migrate_not_asked(void *obj, void *data,
         offer(&m);
     }
 
+    /* A destination that has not agreed */
+    misc_restart(&m, FEATURES);
+    offer(&m);
+    g_assert_true(set_capability(m.qts, "sparse-ram", false));
+    migrate_unasked(m.qts);
+    wait_counter(&m, "not-asked-no-capability", 1);
+    check_not_asked(m.qts, "no-capability");
+    cancel(m.qts);
+    g_assert_true(set_capability(m.qts, "sparse-ram", true));
+
     /* One that does not know the feature */
     misc_restart(&m, F(VIRTIO_F_VERSION_1));
     offer(&m);
@@ -2013,19 +2033,15 @@ static void test_migrate_not_asked(void *obj, void *data,
 /* With COLO the secondary runs on what it has. */
 static void test_migrate_colo(void *obj, void *data, QGuestAllocator *alloc)
 {
-    QDict *info;
     Misc m;
 
     misc_init(&m, obj, alloc, 3, FEATURES);
-    if (set_capability(m.qts, "x-colo")) {
+    if (set_capability(m.qts, "x-colo", true)) {
         offer(&m);
         set_bandwidth(m.qts, 64 * KiB, 1);
         migrate_unasked(m.qts);
         wait_counter(&m, "not-asked-colo", 1);
-        info = query_migrate(m.qts);
-        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(info, "unused-pages"),
-                                      "not-asked"), ==, "colo");
-        qobject_unref(info);
+        check_not_asked(m.qts, "colo");
         g_assert_cmpint(grown(&m, "requests"), ==, 0);
         cancel(m.qts);
     } else {
@@ -2096,13 +2112,13 @@ static void test_migrate_postcopy(void *obj, void *data, QGuestAllocator *alloc)
 
     misc_init(&m, obj, alloc, 3, FEATURES);
     launch_destination(&d, qos_get_current_command_line());
-    if (!set_capability(d.qts, "postcopy-ram")) {
+    if (!set_capability(d.qts, "postcopy-ram", true)) {
         g_test_skip("no userfaultfd");
         end_destination(&d);
         end_source(&m);
         return;
     }
-    g_assert_true(set_capability(m.qts, "postcopy-ram"));
+    g_assert_true(set_capability(m.qts, "postcopy-ram", true));
     listen_at_destination(&d, true);
     qtest_memset(m.qts, AREA, 0xa5, 64 * MiB);
     set_bandwidth(m.qts, 4 * MiB, 1);
@@ -2193,7 +2209,7 @@ static void test_migrate_ignore_shared(void *obj, void *data,
 
     misc_init(&m, obj, alloc, 3, FEATURES);
     offer(&m);
-    g_assert_true(set_capability(m.qts, "x-ignore-shared"));
+    g_assert_true(set_capability(m.qts, "x-ignore-shared", true));
     migrate(m.qts, NOWHERE);
     wait_status(m.qts, "completed");
     g_assert_cmpint(grown(&m, "requests"), ==, 0);
@@ -2573,7 +2589,7 @@ static bool has_huge_pages(void)
                                &how, NULL, NULL) && !strstr(how, "[never]");
 }
 
-/* Both ends, with sparse-ram; false where no huge page could be kept away */
+/* Both ends; false where no huge page could be kept away */
 static bool start_sparse(Misc *m, Destination *d, void *obj,
                          QGuestAllocator *alloc, const char *args)
 {
@@ -2584,8 +2600,6 @@ static bool start_sparse(Misc *m, Destination *d, void *obj,
         return false;
     }
     launch_destination(d, args);
-    g_assert_true(set_capability(m->qts, "sparse-ram"));
-    g_assert_true(set_capability(d->qts, "sparse-ram"));
     return true;
 }
 
@@ -2627,13 +2641,9 @@ static void test_migrate_sparse(void *obj, void *data, QGuestAllocator *alloc)
     if (!start_sparse(&m, &d, obj, alloc, qos_get_current_command_line())) {
         return;
     }
-    for (i = 0; i < 2; i++) {
-        QTestState *qts = i ? d.qts : m.qts;
-
-        g_assert_false(set_capability(qts, "mapped-ram"));
-        if (multifd) {
-            g_assert_true(set_capability(qts, "multifd"));
-        }
+    if (multifd) {
+        g_assert_true(set_capability(m.qts, "multifd", true));
+        g_assert_true(set_capability(d.qts, "multifd", true));
     }
     before = get_mappings(d.qts, "pc.ram");
     listen_at_destination(&d, true);
@@ -2768,7 +2778,7 @@ static void test_migrate_sparse_one(void *obj, void *data,
 
     misc_init(&m, obj, alloc, 3, FEATURES);
     launch_destination(&d, qos_get_current_command_line());
-    g_assert_true(set_capability(source ? m.qts : d.qts, "sparse-ram"));
+    g_assert_true(set_capability(source ? d.qts : m.qts, "sparse-ram", false));
     listen_at_destination(&d, true);
     qtest_set_expected_status(d.qts, EXIT_FAILURE);
     set_bandwidth(m.qts, 4 * MiB, 1);
@@ -2868,7 +2878,7 @@ static void test_trace(void *obj, void *data, QGuestAllocator *alloc)
 
 static void *add_ram(GString *cmd_line, void *arg)
 {
-    g_string_append_printf(cmd_line, " -nodefaults -m %dM", RAM_MIB);
+    g_string_append_printf(cmd_line, " -nodefaults -m %dM" AGREED, RAM_MIB);
     return arg;
 }
 
@@ -2882,7 +2892,7 @@ static void *add_late_log(GString *cmd_line, void *arg)
 
 static void *add_slow_log(GString *cmd_line, void *arg)
 {
-    g_string_append_printf(cmd_line, " -nodefaults -m 5G"
+    g_string_append_printf(cmd_line, " -nodefaults -m 5G" AGREED
                            " -machine memory-backend=m0 -object"
                            " memory-backend-ram,id=m0,size=5G,reserve=off"
                            " -device x-late-dirty-log,id=late,clear-ms=%s"
@@ -2919,13 +2929,13 @@ static void *add_memfd_late_log(GString *cmd_line, void *arg)
 
 static void *add_much_ram(GString *cmd_line, void *arg)
 {
-    g_string_append(cmd_line, " -nodefaults" MUCH_RAM);
+    g_string_append(cmd_line, " -nodefaults" AGREED MUCH_RAM);
     return arg;
 }
 
 static void *add_numa(GString *cmd_line, void *arg)
 {
-    g_string_append(cmd_line, " -nodefaults -m 40G -smp 2"
+    g_string_append(cmd_line, " -nodefaults" AGREED " -m 40G -smp 2"
                     " -object memory-backend-ram,id=m0,size=1G,reserve=off"
                     " -object memory-backend-ram,id=m1,size=39G,reserve=off"
                     " -numa node,memdev=m0,cpus=0"

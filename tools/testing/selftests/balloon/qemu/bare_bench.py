@@ -100,8 +100,7 @@ def migrations(load: Load) -> Dict[str, List[Migration]]:
                     Bare(OUT, "kvm", memory=GIB, incoming=True, **more) as target:
                 if load.ballooned:
                     source.balloon(GIB - load.ballooned)
-                out[mode].append(source.migrate_to(target, migrate.CAPABILITIES.get(mode, ()),
-                                                   migrate.LINK))
+                out[mode].append(source.migrate_to(target, parameters=migrate.LINK))
     return out
 
 

@@ -403,8 +403,7 @@ def caches() -> Dict[str, Dict[str, float]]:
             with Guest(f"bench-caches-{len(out)}", **more) as source, \
                     Guest(f"bench-caches-{len(out)}-target", incoming=True, **more) as target:
                 source.sh(keep_open + read, 300)
-                move = source.migrate_to(target, migrate.CAPABILITIES.get(
-                    "misc" if "misc-vq" in balloon else way, ()), migrate.LINK)
+                move = source.migrate_to(target, parameters=migrate.LINK)
                 begin = time.monotonic()
                 target.sh(read, 300)
                 out[way] = {

@@ -470,6 +470,7 @@ class Guest:
                  logs: Path = BUILD, expected: str = "", **more: Any):
         self._prepare(name, program(kernel, qemu), memory, logs)
         self.qemu, self.arch = qemu, arch(kernel)
+        self.sparse = qemu == "qemu"
         # The size of the machine and that of the balloon's guest are larger by it.
         self._overhead = overhead(kernel, memory)
         self._patience = patience(kernel)
@@ -495,6 +496,7 @@ class Guest:
         """What a guest has whatever runs in it."""
         self.name, self.program, self.memory = name, qemu, memory
         self._overhead, self._patience, self._expected = 0, 1, ""
+        self.qemu, self.sparse = "qemu", True   # which has sparse-ram, if the other end has it
         self._agent: Optional[socket.socket] = None
         self._buffer = b""
         self._vm: Any = None
@@ -514,6 +516,8 @@ class Guest:
         wrapper = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         if variables:
             wrapper += ["env", *variables]
+        if self.sparse:
+            args = [*args, "-global", "migration.sparse-ram=on"]
         self._vm = QEMUMachine(str(self.program), args, wrapper=wrapper, name=self.name,
                                base_temp_dir=str(self._dir),
                                log_dir=str(self.qemu_log.parent), qmp_timer=60)
@@ -821,8 +825,10 @@ class Guest:
         """
         uri = "tcp:127.0.0.1:0" if tcp else f"unix:{target._dir}/migrate"
         caps = [{"capability": c, "state": True} for c in capabilities]
+        sparse = {"capability": "sparse-ram", "state": self.sparse and target.sparse}
         for end in (self, target):
-            end.qmp("migrate-set-capabilities", capabilities=caps)
+            end.qmp("migrate-set-capabilities",
+                    capabilities=caps + [sparse] * (end.qemu == "qemu"))
             end.qmp("migrate-set-parameters", **(parameters or {}))
         if rounds > 1:
             self.qmp("migrate-set-parameters", **{"downtime-limit": 1})

@@ -18,8 +18,6 @@ MODES: Dict[str, Dict[str, str]] = {
     "hint": {"free-page-hint": "on"},
     "misc": {"misc-vq": "on"},
 }
-# What both ends are told to do with it
-CAPABILITIES = {"misc": ("sparse-ram",)}
 
 
 class Load(NamedTuple):
@@ -72,19 +70,18 @@ GRID = [Load(f"grid-{keep}-{block}", f"{keep - 1} of {keep} blocks of {block} fr
 
 
 def chain(loads: Sequence[Load], mode: str, memory: int = SIZE, prealloc: bool = True,
-          kernel: str = "guest") -> List[Migration]:
+          capabilities: Sequence[str] = (), **more: Any) -> List[Migration]:
     """Migrate one guest from host to host, each time after another load."""
     out: List[Migration] = []
-    more: Dict[str, Any] = {"kernel": kernel, "memory": memory, "prealloc": prealloc,
-                            "append": loads[0].append,
-                            "balloon": {"page-bitmap": "on", **MODES[mode]}}
+    more = {"memory": memory, "prealloc": prealloc, "append": loads[0].append,
+            "balloon": {"page-bitmap": "on", **MODES[mode]}, **more}
     source = boot(f"migrate-{mode}", **more)
     try:
         for run, load in enumerate(loads):
             load.run(source)
             target = Guest(f"migrate-{mode}-{run}", incoming=True, **more)
             try:
-                out.append(source.migrate_to(target, CAPABILITIES.get(mode, ()), LINK, poll=0.05))
+                out.append(source.migrate_to(target, capabilities, LINK, poll=0.05))
             except BaseException:
                 target.close()
                 raise

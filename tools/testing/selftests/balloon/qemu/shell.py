@@ -29,6 +29,7 @@ def main() -> None:
     guest, qemu = artifact("guest-module"), artifact("qemu") / "qemu-system-x86_64"
     args = [str(qemu), "-M", "q35", "-accel", "kvm" if accelerator() == "kvm" else "tcg,thread=multi", "-cpu", "max", "-smp", "2",
             "-m", "8G", "-nodefaults", "-display", "none", "-serial", "mon:stdio",
+            "-global", "migration.sparse-ram=on",
             "-device", "virtio-balloon-pci,id=balloon0,page-bitmap=on,misc-vq=on",
             "-kernel", str(guest / "kernel"), "-initrd", str(initramfs("guest-module")),
             "-append", "console=ttyS0 loglevel=4 lab.shell"]
