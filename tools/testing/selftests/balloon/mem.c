@@ -14,6 +14,8 @@
  *	lock SIZE		hold, and lock it
  *	rounds SIZE [MS]	read every page, round after round, MS from one to the next;
  *				SIGTERM: print how many rounds, and the longest, in us
+ *	update SIZE RATE FILE	write to RATE pages a second, in no order, and to FILE how
+ *				many that were
  *	bystander SIZE MS	every MS map SIZE, touch it and unmap it, and fork; SIGTERM:
  *				print how often, and the longest of each, in us
  *	stamp SIZE [SECONDS]	keep rewriting pages and verifying their content;
@@ -366,6 +368,35 @@ static void read_in_rounds(size_t size, unsigned long ms)
 	printf("%lu rounds, longest %llu us\n", nr, (unsigned long long)longest);
 }
 
+/* As a database does with its pool of buffers; who is held up is not to make up for it. */
+static void update(size_t size, unsigned long rate, const char *path)
+{
+	const unsigned int tick_us = 10000;
+	char *p = map_base_pages(size);
+	uint64_t last, now, due = 0, x = mix(getpid());
+	unsigned long done = 0;
+	FILE *f = fopen(path, "w");
+
+	if (!f)
+		die("%s: %s", path, strerror(errno));
+	touch(p, size);
+	say_ready(p);
+	for (last = now_us(); ; last = now) {
+		usleep(tick_us);
+		now = now_us();
+		due += (now - last < 10 * tick_us ? now - last : tick_us) * rate;
+		for (; due >= 1000000; due -= 1000000) {
+			x = mix(x + 0x9e3779b97f4a7c15ULL);
+			p[x % (size / page_size) * page_size]++;
+			done++;
+		}
+		rewind(f);
+		fprintf(f, "%lu\n", done);
+		if (fflush(f))
+			die("%s: %s", path, strerror(errno));
+	}
+}
+
 static void bystander(size_t size, unsigned long ms)
 {
 	uint64_t mapped = 0, forked = 0, begin;
@@ -444,7 +475,7 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		die("usage: touch|hold|lock|thp|unused SIZE, fragment SIZE KEEP [BLOCK],\n"
 		    "scatter|punch SIZE KEEP, stamp|churn SIZE [SECONDS], rounds SIZE [MS],\n"
-		    "bystander SIZE MS");
+		    "update SIZE RATE FILE, bystander SIZE MS");
 	size = parse_size(argv[2]);
 
 	if (!strcmp(verb, "touch") || !strcmp(verb, "hold")) {
@@ -467,6 +498,8 @@ int main(int argc, char **argv)
 		lock(size);
 	} else if (!strcmp(verb, "rounds")) {
 		read_in_rounds(size, argc > 3 ? parse_number(argv[3]) : 1);
+	} else if (!strcmp(verb, "update") && argc == 5) {
+		update(size, parse_number(argv[3]), argv[4]);
 	} else if (!strcmp(verb, "bystander") && argc == 4) {
 		bystander(size, parse_number(argv[3]));
 	} else if (!strcmp(verb, "stamp") || !strcmp(verb, "churn")) {

@@ -17,7 +17,8 @@
  *				that answer nothing
  *
  *	still			write to no page any more, for measurements; the other CPU
- *				waits for the host all the time, and for how long at most
+ *				measures how long it waits for the host while that has a
+ *				message
  *	layout USED FREE	write to all pages, of which then USED are in use, FREE not,
  *				and so on
  *	moves N			tell of N pages at a time, in or out of the balloon
@@ -38,6 +39,7 @@
 
 #define PAGE_SHIFT	12
 #define MAX_CPUS	2
+#define WAIT_EACH	262144		/* ticks from a wait to the next */
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
 #define SERIAL		0x3f8
@@ -127,8 +129,12 @@ static struct cpu {
 	unsigned long checked;
 	unsigned long wrong;
 	unsigned long wrong_page;
-	unsigned long waited;	/* for the host, at most, in ticks */
 } cpus[MAX_CPUS];
+
+/* Of the other CPU: how often it waited for the host for about so long, by bucket() */
+static unsigned long waits[512], nr_waits, longest_wait;
+/* The host has a message */
+static bool sent;
 
 static unsigned long nr_written, nr_moved, nr_hinted;
 
@@ -315,15 +321,45 @@ static unsigned long random_page(struct cpu *c, unsigned long first, unsigned lo
 	return first + random_number(c) % nr;
 }
 
-/* The longest that an access to a port of QEMU has taken, which wants its global lock */
-static void measure(struct cpu *c)
+/* Eight for each power of two */
+static unsigned int bucket(unsigned long n)
+{
+	unsigned int shift = n < 16 ? 0 : 60 - __builtin_clzl(n);
+
+	return shift * 8 + (n >> shift);
+}
+
+/* How long an access to a port of QEMU takes, which wants its global lock; then a pause */
+static void measure(void)
 {
 	unsigned long begin = ticks(), waited;
 
+	if (!READ_ONCE(sent)) {
+		relax();
+		return;
+	}
 	in8(SERIAL_SCRATCH);
 	waited = ticks() - begin;
-	if (waited > c->waited)
-		c->waited = waited;
+	waits[bucket(waited)]++;
+	nr_waits++;
+	if (waited > longest_wait)
+		longest_wait = waited;
+	for (begin = ticks(); ticks() - begin < WAIT_EACH; )
+		relax();
+}
+
+/* What 99 of 100 waits have not exceeded, by more than an eighth; it begins anew. */
+static unsigned long most_waits(void)
+{
+	unsigned int i = ARRAY_SIZE(waits) - 1, shift;
+	unsigned long left = nr_waits / 100;
+
+	while (i && waits[i] <= left)
+		left -= waits[i--];
+	shift = i < 16 ? 0 : i / 8 - 1;
+	memset(waits, 0, sizeof(waits));
+	nr_waits = 0;
+	return (unsigned long)(i - shift * 8) << shift;
 }
 
 /* About a quarter of the pages is in use, and a tenth of the steps rewrites one. */
@@ -413,8 +449,10 @@ static void wait_used(struct queue *vq, uint16_t nr)
 static void send(struct queue *vq, const void *buffer, uint32_t length)
 {
 	add(vq, 0, buffer, length, false);
+	WRITE_ONCE(sent, true);
 	kick(vq);
 	wait_used(vq, 1);
+	WRITE_ONCE(sent, false);
 }
 
 static bool has(unsigned int feature)
@@ -881,7 +919,7 @@ static void rest(bool now)
 static void check(void)
 {
 	unsigned long page, nr = 0, wrong = 0, checked = 0, first_wrong = 0;
-	unsigned long waited, i;
+	unsigned long times, longest, i;
 
 	rest(true);
 	for (page = FIRST_PAGE; page < end_page; page++) {
@@ -891,16 +929,18 @@ static void check(void)
 		set_state(page, state_of(page) & ~STAY);
 		nr++;
 	}
-	waited = cpus[nr_cpus - 1].waited;
-	cpus[nr_cpus - 1].waited = 0;
+	times = nr_waits;
+	longest = longest_wait;
+	longest_wait = 0;
 	for (i = 0; i < nr_cpus; i++) {
 		checked += cpus[i].checked;
 		wrong += cpus[i].wrong;
 		if (cpus[i].wrong)
 			first_wrong = cpus[i].wrong_page;
 	}
-	say("used % checked % wrong % page % written % moved % hinted % waited % ticks %",
-	    nr, checked, wrong, first_wrong, nr_written, nr_moved, nr_hinted, waited, ticks());
+	say("used % checked % wrong % page % written % moved % hinted % waits % p99 % max % now %",
+	    nr, checked, wrong, first_wrong, nr_written, nr_moved, nr_hinted, times, most_waits(),
+	    longest, ticks());
 	rest(false);
 }
 
@@ -1023,7 +1063,7 @@ static void other_cpu(struct cpu *c)
 			continue;
 		}
 		if (READ_ONCE(still))
-			measure(c);
+			measure();
 		else
 			step(c);
 		relax();

@@ -59,19 +59,21 @@ def moves(layout: Layout, runs: int, cpus: int = 1) -> Dict[str, Dict[str, List[
     return out
 
 
-def waits(layout: Layout) -> Dict[str, float]:
-    """How long a CPU that uses a port of QEMU waits at most while all is inflated, in ms."""
-    out: Dict[str, float] = {}
-    for way, balloon in WAYS.items():
-        longest: List[float] = []
-        for _ in range(RUNS):
-            with quiet(layout, cpus=2, balloon=balloon) as guest:
+def waits(layout: Layout) -> Dict[str, Dict[str, float]]:
+    """How long another CPU, which uses a port of QEMU now and then, waits while all is inflated."""
+    out: Dict[str, Dict[str, List[float]]] = {
+        way: {"times": [], "99th percentile, ms": [], "longest, ms": []} for way in WAYS}
+    for run in range(RUNS):
+        for way in sorted(WAYS, reverse=bool(run % 2)):
+            with quiet(layout, cpus=2, balloon=WAYS[way]) as guest:
                 first, begin = guest.check(), time.monotonic()
                 guest.balloon(GIB - layout.take())
                 last, seconds = guest.check(), time.monotonic() - begin
-                longest.append(last["waited"] / (last["ticks"] - first["ticks"]) * seconds * 1e3)
-        out[way] = statistics.median(longest)
-    return out
+            tick = seconds * 1e3 / (last["now"] - first["now"])
+            for what, value in zip(out[way], (last["waits"], last["p99"] * tick, last["max"] * tick)):
+                out[way][what].append(value)
+    return {way: {what: statistics.median(values) for what, values in rows.items()}
+            for way, rows in out.items()}
 
 
 class Load(NamedTuple):
@@ -129,10 +131,12 @@ def figures(table: Callable[..., Dict[str, Any]]) -> Dict[str, Any]:
     for layout in INFLATED:
         out["moves"][layout.title] = table(f"{layout.take() // MIB} MiB, {layout.title}",
                                            moves(layout, RUNS), layout.take() / PAGE)
-    print("\nlongest wait of another CPU for QEMU meanwhile, ms")
+    print(f"\n{'another CPU waits for QEMU meanwhile':39}" + "".join(f"{way:>14}" for way in WAYS))
     for layout in (Layout("backed"), Layout("runs of 1", 1, 1)):
-        out["waits"][layout.title] = longest = waits(layout)
-        print(f"{layout.title}: " + ", ".join(f"{way} {ms:.1f}" for way, ms in longest.items()))
+        out["waits"][layout.title] = of = waits(layout)
+        for what in next(iter(of.values())):
+            print(f"  {layout.title + ', ' + what:37}"
+                  + "".join(f"{of[way][what]:>14.1f}" for way in of))
     print()
     for load in LOADS:
         results = migrations(load)

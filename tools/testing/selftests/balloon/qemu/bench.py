@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import bare_bench
+import fleet
 import migrate
 import reclaim_tests
 from harness import Run, huge_pages
@@ -586,6 +587,8 @@ def main() -> int:
         "bare": lambda: bare_bench.figures(table),
         "migration": lambda: migrations(migrate.LOADS, 5),
         "backing": lambda: migrations(migrate.LOADS[:4], 1, 4 * GIB, prealloc=False),
+        "busy": lambda: fleet.busy(max(1, runs // 2)),
+        "fleet": fleet.nodes,
         "grid": lambda: migrations(migrate.GRID, 1, 4 * GIB),
     }
     parser = argparse.ArgumentParser(description=__doc__,
