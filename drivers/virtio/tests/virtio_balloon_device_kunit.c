@@ -82,7 +82,10 @@ static const char * const faults[FAULTS] = {
 /* A request for unused pages */
 struct misc_request {
 	struct virtio_balloon_req_hdr hdr;
-	struct virtio_balloon_req_range range;
+	union {
+		struct virtio_balloon_req_range range;
+		struct virtio_balloon_req_reclaim reclaim;
+	};
 };
 
 struct queue {
@@ -694,6 +697,18 @@ static struct device_double *double_start(struct kunit *test, u64 features, unsi
 	return d;
 }
 
+/* A driver that answers, if this kernel lets it */
+static struct device_double *misc_start(struct kunit *test, unsigned int ring)
+{
+	struct device_double *d = double_start(test, ALL, ring);
+
+	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
+		double_remove(d);
+		kunit_skip(test, "the misc queue is declined");
+	}
+	return d;
+}
+
 static void target(struct device_double *d, u64 bytes)
 {
 	mutex_lock(&d->lock);
@@ -747,15 +762,21 @@ static void ask(struct device_double *d, const void *request, unsigned int len)
 }
 
 /* Memory may begin at 1 GiB only. */
-static void ask_unused(struct device_double *d, u64 id)
+static struct misc_request trim_request(u64 id)
 {
-	const struct misc_request request = {
-		.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES),
+	return (struct misc_request) {
+		.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_TRIM),
 		.hdr.id = cpu_to_le64(id),
 		.range.nr_pages = cpu_to_le64(UNITS(SZ_4G)),
 		.range.page_shift = cpu_to_le16(VIRTIO_BALLOON_PFN_SHIFT),
 	};
+}
 
+static void ask_unused(struct device_double *d, u64 id)
+{
+	struct misc_request request = trim_request(id);
+
+	request.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_UNUSED_PAGES);
 	ask(d, &request, sizeof(request));
 }
 
@@ -902,14 +923,10 @@ static void device_out_of_reach(struct kunit *test)
 static void device_answers(struct kunit *test)
 {
 	struct account before = take_account();
-	struct device_double *d = double_start(test, ALL, 4);
+	struct device_double *d = misc_start(test, 4);
 	struct misc_request bad = { .hdr.cmd = cpu_to_le16(77), .hdr.id = cpu_to_le64(3) };
 	unsigned int i;
 
-	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-		double_remove(d);
-		kunit_skip(test, "the misc queue is declined");
-	}
 	for (i = 1; i <= 20; i++) {
 		unsigned int len = i % 4 ? sizeof(bad) : sizeof(bad.hdr) - i % 3;
 
@@ -944,24 +961,11 @@ static bool ask_and_wait(struct device_double *d, const void *request, unsigned 
 	return d->errors;
 }
 
-static struct misc_request trim_request(u64 id)
-{
-	return (struct misc_request) {
-		.hdr.cmd = cpu_to_le16(VIRTIO_BALLOON_REQ_TRIM),
-		.hdr.id = cpu_to_le64(id),
-		.range.nr_pages = cpu_to_le64(UNITS(SZ_4G)),
-		.range.page_shift = cpu_to_le16(VIRTIO_BALLOON_PFN_SHIFT),
-	};
-}
-
 /* What is not about unused pages */
 static void device_jobs(struct kunit *test)
 {
 	static const unsigned int rings[] = { 1, 2, 64 };
-	struct {
-		struct virtio_balloon_req_hdr hdr;
-		struct virtio_balloon_req_reclaim reclaim;
-	} req = {
+	struct misc_request req = {
 		.reclaim.bytes = cpu_to_le64(SZ_4M),
 		.reclaim.msecs = cpu_to_le32(200),
 	};
@@ -969,14 +973,10 @@ static void device_jobs(struct kunit *test)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(rings); i++) {
-		struct device_double *d = double_start(test, ALL, rings[i]);
+		struct device_double *d = misc_start(test, rings[i]);
 		struct misc_request trim = trim_request(1);
 		unsigned long free;
 
-		if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-			double_remove(d);
-			kunit_skip(test, "the misc queue is declined");
-		}
 		/* Page by page, what is free, and a balloon is not. */
 		target(d, SZ_16M);
 		KUNIT_EXPECT_TRUE(test, eventually(arrived(d)));
@@ -1026,23 +1026,13 @@ static void end_answer(struct device_double *d, u32 id)
 /* An answer that nobody wants ends, by an error, and the next one is as ever. */
 static void device_ends(struct kunit *test)
 {
-	struct {
-		struct virtio_balloon_req_hdr hdr;
-		union {
-			struct virtio_balloon_req_range range;
-			struct virtio_balloon_req_reclaim reclaim;
-		};
-	} req = {};
+	struct misc_request req = {};
 	struct account before = take_account();
-	struct device_double *d = double_start(test, ALL, 2);
+	struct device_double *d = misc_start(test, 2);
 	/* Ids are longer than what the config space has of them. */
 	u64 id = 7ULL << 32;
 	unsigned int cmd;
 
-	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-		double_remove(d);
-		kunit_skip(test, "the misc queue is declined");
-	}
 	for (cmd = VIRTIO_BALLOON_REQ_UNUSED_PAGES; cmd <= VIRTIO_BALLOON_REQ_SYNC; cmd++) {
 		unsigned int i;
 
@@ -1086,22 +1076,15 @@ static void device_ends(struct kunit *test)
 /* At any moment, the right one or another; what was a job may still be at it. */
 static void device_ends_at_will(struct kunit *test)
 {
-	struct {
-		struct virtio_balloon_req_hdr hdr;
-		struct virtio_balloon_req_reclaim reclaim;
-	} req = {
+	struct misc_request req = {
 		.reclaim.bytes = cpu_to_le64(SZ_16M),
 		.reclaim.msecs = cpu_to_le32(100),
 	};
 	struct account before = take_account();
-	struct device_double *d = double_start(test, ALL, 1);
+	struct device_double *d = misc_start(test, 1);
 	unsigned int i, errors = 0;
 	struct rnd_state rnd;
 
-	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-		double_remove(d);
-		kunit_skip(test, "the misc queue is declined");
-	}
 	prandom_seed_state(&rnd, seed);
 	for (i = 1; i <= 60; i++) {
 		unsigned int cmd = prandom_u32_state(&rnd) % (VIRTIO_BALLOON_REQ_SYNC + 1);
@@ -1137,13 +1120,9 @@ static void device_ends_at_will(struct kunit *test)
 static void device_ends_nothing(struct kunit *test)
 {
 	struct account before = take_account();
-	struct device_double *d = double_start(test, ALL, 2);
+	struct device_double *d = misc_start(test, 2);
 	unsigned int i;
 
-	if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-		double_remove(d);
-		kunit_skip(test, "the misc queue is declined");
-	}
 	d->old = true;
 	for (i = 1; i <= 6; i++) {
 		struct misc_request trim = trim_request(i);
@@ -1165,14 +1144,10 @@ static void device_trim_stalls(struct kunit *test)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(how); i++) {
-		struct device_double *d = double_start(test, ALL, 16);
+		struct device_double *d = misc_start(test, 16);
 		struct misc_request trim = trim_request(1);
 		unsigned long free;
 
-		if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-			double_remove(d);
-			kunit_skip(test, "the misc queue is declined");
-		}
 		drain_unused_pages(0, ULONG_MAX);
 		free = global_zone_page_state(NR_FREE_PAGES);
 		mutex_lock(&d->lock);
@@ -1396,13 +1371,9 @@ static void device_leaves(struct kunit *test)
 	unsigned int i, in_time = 0;
 
 	for (i = 0; i <= MOMENTS; i++) {
-		struct device_double *d = double_start(test, ALL, 4);
+		struct device_double *d = misc_start(test, 4);
 		ktime_t begin = ktime_get();
 
-		if (!virtio_has_feature(&d->vdev, VIRTIO_BALLOON_F_MISC_VQ)) {
-			double_remove(d);
-			kunit_skip(test, "the misc queue is declined");
-		}
 		ask_unused(d, 1);
 		await_moment(d, i, begin, answered, &whole);
 		in_time += !answered(d);
