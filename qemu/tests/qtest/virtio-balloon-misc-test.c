@@ -1607,7 +1607,8 @@ static void test_migrate_shared(void *obj, void *data, QGuestAllocator *alloc)
             }
             qtest_memset(m.qts, holes[i].where, i + 1, 4096);
         }
-        set_bandwidth(m.qts, 1 * GiB, 300);
+        /* It is in the last one when the log is synchronised, and all is sent. */
+        set_bandwidth(m.qts, 128 * KiB, 1000 * 1000);
     }
     wait_status(m.qts, "completed");
     wait_status(d.qts, "completed");
