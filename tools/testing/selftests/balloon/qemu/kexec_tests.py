@@ -71,7 +71,8 @@ def crash_kernel(run: Run, way: str) -> None:
                 require("not offered" in str(error), str(error))
         time.sleep(3)
         left = guest.meminfo()["MemAvailable"]
-        near("what it has", left, free, 8 * MIB)
+        # A debug kernel gives some back that was held since its boot.
+        require(left > free - 8 * MIB, f"it has {left // MIB} MiB, and had {free // MIB}")
         equal("actual", guest.actual(), target)
 
         before = guest.rss()
