@@ -71,6 +71,12 @@
 #define AGAIN_PART      16
 /* So many rounds in a row for which the answers brought little are the last */
 #define AGAIN_CHANCES   2
+/* Nor is asked for a chunk of the dirty log with fewer dirty pages than this */
+#define AGAIN_PAGES     256
+/* How long an answer is waited for that may make this round the last one, in ms */
+#define LAST_MS         100
+/* It may, if what was in use of the last round is not so many times too much */
+#define LAST_TIMES      4
 /* How often it is looked whether somebody can be asked */
 #define READY_MS        2
 
@@ -144,6 +150,7 @@ static struct {
     double in_use;              /* of the last window that was answered */
     uint64_t round_dirty;       /* the same for all windows of the round */
     uint64_t round_unused;
+    double round_in_use;        /* of the last round that was answered */
     unsigned int chances;       /* for an answer to bring something */
 } unused_pages;
 
@@ -311,6 +318,9 @@ void unused_pages_expire(void)
     }
     WITH_QEMU_LOCK_GUARD(&unused_pages.lock) {
         unused_pages_off("the dirty log is synchronised");
+        unused_pages.round_in_use = unused_pages.round_dirty ?
+            1 - (double)unused_pages.round_unused / unused_pages.round_dirty :
+            1;
         if (!unused_pages.answers || unused_pages.exhausted) {
             unused_pages.chances = 0;
         } else if (unused_pages.round_unused >=
@@ -423,6 +433,37 @@ static void unused_pages_find_ranges(void)
     g_clear_pointer(&unused_pages.ranges, g_array_unref);
     unused_pages.ranges = ranges;
     unused_pages.version = ram_list.version;
+}
+
+/* Leaves chunks of the dirty log out in which next to nothing is dirty. */
+static void unused_pages_drop_clean(void)
+{
+    GArray *ranges = g_array_new(false, false, sizeof(UnusedRange));
+    unsigned int i;
+
+    for (i = 0; i < unused_pages.ranges->len; i++) {
+        UnusedRange u = *unused_pages_range(i);
+        unsigned long chunk = 1ul << u.rb->clear_bmap_shift;
+        unsigned long end = MIN(u.last, u.rb->used_length >> TARGET_PAGE_BITS);
+        bool joins = false;
+
+        for (; u.first < end; u.first = u.last) {
+            u.last = MIN(end, QEMU_ALIGN_DOWN(u.first, chunk) + chunk);
+            if (bitmap_count_one_with_offset(u.rb->bmap, u.first,
+                                             u.last - u.first) < AGAIN_PAGES) {
+                joins = false;
+            } else if (joins) {
+                g_array_index(ranges, UnusedRange, ranges->len - 1).last =
+                    u.last;
+            } else {
+                g_array_append_val(ranges, u);
+                joins = true;
+            }
+            u.gpa += (hwaddr)(u.last - u.first) << TARGET_PAGE_BITS;
+        }
+    }
+    g_array_unref(unused_pages.ranges);
+    unused_pages.ranges = ranges;
 }
 
 static bool unused_pages_has_window(void)
@@ -762,7 +803,7 @@ static bool unused_pages_wait(void)
 }
 
 /* Under the BQL */
-static UnusedPagesReady unused_pages_try_begin(void)
+static UnusedPagesReady unused_pages_try_begin(bool again)
 {
     UnusedPagesProvider *p = unused_pages.provider;
     UnusedPagesReady ready;
@@ -775,6 +816,9 @@ static UnusedPagesReady unused_pages_try_begin(void)
         return ready;
     }
     unused_pages_find_ranges();
+    if (again) {
+        unused_pages_drop_clean();
+    }
     if (!unused_pages.ranges->len) {
         return UNUSED_PAGES_NO_RAM;
     }
@@ -816,7 +860,7 @@ static UnusedPagesReady unused_pages_begin(void)
 
     for (;;) {
         bql_lock();
-        ready = unused_pages_try_begin();
+        ready = unused_pages_try_begin(false);
         bql_unlock();
         unused_pages.left_ms = start + WAIT_MS - now_ms();
         /* An answer to whoever asked before, most likely to a migration */
@@ -929,9 +973,32 @@ void unused_pages_ask_again(uint64_t dirty_pages)
         round_ms < MAX(AGAIN_MS, AGAIN_TIMES * unused_pages.answers_ms)) {
         return;
     }
-    if (unused_pages_try_begin() == UNUSED_PAGES_READY) {
+    if (unused_pages_try_begin(true) == UNUSED_PAGES_READY) {
         /* Where little is dirty there may be much already. */
         unused_pages.told = UINT_MAX;
+    }
+}
+
+void unused_pages_try_last(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
+{
+    uint64_t limit = migrate_get_current()->threshold_size >> TARGET_PAGE_BITS;
+    int64_t deadline = now_ms() + LAST_MS;
+    UnusedPagesStep step = UNUSED_PAGES_MORE;
+
+    if (qatomic_read(&unused_pages.state) == UNUSED_PAGES_OFF || !limit ||
+        *dirty_pages * unused_pages.round_in_use > LAST_TIMES * limit) {
+        return;
+    }
+    while (*dirty_pages >= limit && step != UNUSED_PAGES_NOTHING &&
+           now_ms() < deadline && !unused_pages_cancelled()) {
+        if (step == UNUSED_PAGES_WAIT) {
+            g_usleep(1000);
+        }
+        WITH_QEMU_LOCK_GUARD(bitmap_mutex) {
+            WITH_RCU_READ_LOCK_GUARD() {
+                step = unused_pages_step(NULL, dirty_pages, 0);
+            }
+        }
     }
 }
 

@@ -86,6 +86,11 @@ bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
  * migration thread, behind a synchronisation.
  */
 void unused_pages_ask_again(uint64_t dirty_pages);
+/*
+ * Waits for the answers for a moment, if what they are likely to leave can be
+ * sent with the VM stopped.  Called without any lock, behind that.
+ */
+void unused_pages_try_last(QemuMutex *bitmap_mutex, uint64_t *dirty_pages);
 /* Applies what has come.  Called with bitmap_mutex, in an RCU section. */
 void unused_pages_iterate(QEMUFile *f, uint64_t *dirty_pages);
 /*
