@@ -69,11 +69,13 @@
 #define AGAIN_MS        100
 /* An answer brings little if less than this part of what was dirty is unused */
 #define AGAIN_PART      16
-/* So many rounds in a row for which the answers brought little are the last */
+/* After so many rounds in a row for which the answers brought little... */
 #define AGAIN_CHANCES   2
+/* ...only one in so many is tried */
+#define AGAIN_EACH      2
 /* Nor is asked for a chunk of the dirty log with fewer dirty pages than this */
 #define AGAIN_PAGES     256
-/* How long an answer is waited for that may make this round the last one, in ms */
+/* All the waiting for answers that may make a round the last one, in ms */
 #define LAST_MS         100
 /* It may, if what was in use of the last round is not so many times too much */
 #define LAST_TIMES      4
@@ -152,6 +154,7 @@ static struct {
     uint64_t round_unused;
     double round_in_use;        /* of the last round that was answered */
     unsigned int chances;       /* for an answer to bring something */
+    unsigned int passed;        /* rounds that were not tried without one */
 } unused_pages;
 
 /* Of this migration, or the last one */
@@ -444,7 +447,8 @@ static void unused_pages_drop_clean(void)
     for (i = 0; i < unused_pages.ranges->len; i++) {
         UnusedRange u = *unused_pages_range(i);
         unsigned long chunk = 1ul << u.rb->clear_bmap_shift;
-        unsigned long end = MIN(u.last, u.rb->used_length >> TARGET_PAGE_BITS);
+        unsigned long used = u.rb->used_length >> TARGET_PAGE_BITS;
+        unsigned long end = MIN(u.last, used);
         bool joins = false;
 
         for (; u.first < end; u.first = u.last) {
@@ -969,10 +973,14 @@ void unused_pages_ask_again(uint64_t dirty_pages)
     double bytes_per_ms = migrate_get_current()->mbps * 125;
     double round_ms = (dirty_pages << TARGET_PAGE_BITS) / bytes_per_ms;
 
-    if (!unused_pages.chances || unused_pages_urgent() || bytes_per_ms <= 0 ||
+    if (!unused_pages.ranges || unused_pages_urgent() || bytes_per_ms <= 0 ||
         round_ms < MAX(AGAIN_MS, AGAIN_TIMES * unused_pages.answers_ms)) {
         return;
     }
+    if (!unused_pages.chances && ++unused_pages.passed < AGAIN_EACH) {
+        return;
+    }
+    unused_pages.passed = 0;
     if (unused_pages_try_begin(true) == UNUSED_PAGES_READY) {
         /* Where little is dirty there may be much already. */
         unused_pages.told = UINT_MAX;

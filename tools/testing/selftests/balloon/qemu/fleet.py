@@ -103,6 +103,8 @@ def chain(load: Load, mode: str, link: Dict[str, int], hops: int) -> List[Busy]:
             source.start(f"balloon_mem {load.stays}").wait_ready(120)
         for script in load.scripts:
             source.start(f"sh -c '{script}'")
+        # The first one may have to wait for memory that the host clears.
+        source.sh(f"until ls {PROGRESS}*; do sleep 0.1; done", 60)
         time.sleep(3)
         first, begin = count(source), time.monotonic()
         time.sleep(5)
