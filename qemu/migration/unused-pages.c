@@ -349,7 +349,7 @@ void unused_pages_cleanup(void)
     }
     g_clear_pointer(&unused_pages.ranges, g_array_unref);
     unused_pages.begin = unused_pages.end = unused_pages.ahead = 0;
-    unused_pages.chances = 0;
+    unused_pages.chances = unused_pages.passed = 0;
 }
 
 bool unused_pages_register(UnusedPagesProvider *p)
@@ -765,6 +765,16 @@ static UnusedPagesStep unused_pages_step(QEMUFile *f, uint64_t *dirty_pages,
            answered ? UNUSED_PAGES_NOTHING : UNUSED_PAGES_WAIT;
 }
 
+/* The same by who has no lock, and sends nothing meanwhile */
+static UnusedPagesStep unused_pages_step_unlocked(QemuMutex *bitmap_mutex,
+                                                  uint64_t *dirty_pages)
+{
+    QEMU_LOCK_GUARD(bitmap_mutex);
+    RCU_READ_LOCK_GUARD();
+
+    return unused_pages_step(NULL, dirty_pages, 0);
+}
+
 /* The guest is to run elsewhere as soon as may be */
 static bool unused_pages_urgent(void)
 {
@@ -949,11 +959,7 @@ bool unused_pages_ask(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
             if (unused_pages_cancelled()) {
                 break;
             }
-            WITH_QEMU_LOCK_GUARD(bitmap_mutex) {
-                WITH_RCU_READ_LOCK_GUARD() {
-                    step = unused_pages_step(NULL, dirty_pages, 0);
-                }
-            }
+            step = unused_pages_step_unlocked(bitmap_mutex, dirty_pages);
         } while (!unused_pages_urgent() &&
                  (step == UNUSED_PAGES_MORE ||
                   (step == UNUSED_PAGES_WAIT && unused_pages_wait())));
@@ -1002,11 +1008,7 @@ void unused_pages_try_last(QemuMutex *bitmap_mutex, uint64_t *dirty_pages)
         if (step == UNUSED_PAGES_WAIT) {
             g_usleep(1000);
         }
-        WITH_QEMU_LOCK_GUARD(bitmap_mutex) {
-            WITH_RCU_READ_LOCK_GUARD() {
-                step = unused_pages_step(NULL, dirty_pages, 0);
-            }
-        }
+        step = unused_pages_step_unlocked(bitmap_mutex, dirty_pages);
     }
 }
 

@@ -1421,6 +1421,14 @@ static void start_destination(Destination *d, const char *args)
     start_destination_with(d, args, NULL);
 }
 
+/* A source whose driver knows all, and a destination that is the same */
+static void start_both(Misc *m, Destination *d, void *obj,
+                       QGuestAllocator *alloc)
+{
+    misc_init(m, obj, alloc, 3, FEATURES);
+    start_destination(d, qos_get_current_command_line());
+}
+
 static void end_destination(Destination *d)
 {
     g_autofree char *socket = g_strdup_printf("%s/migrate", d->dir);
@@ -1638,8 +1646,7 @@ static void test_migrate_write(void *obj, void *data, QGuestAllocator *alloc)
     Destination d;
     Misc m;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
+    start_both(&m, &d, obj, alloc);
     qtest_memset(m.qts, AREA, 0xa5, 8 * MiB);
     offer(&m);
     migrate(m.qts, d.uri);
@@ -1671,8 +1678,7 @@ static void test_migrate_late(void *obj, void *data, QGuestAllocator *alloc)
     Destination d;
     Misc m;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
+    start_both(&m, &d, obj, alloc);
     qtest_memset(m.qts, AREA, 0xa5, 32 * MiB);
     set_bandwidth(m.qts, 4 * MiB, 1);
     offer(&m);
@@ -1726,8 +1732,7 @@ static void test_migrate_rounds(void *obj, void *data, QGuestAllocator *alloc)
     Misc m;
     int i;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
+    start_both(&m, &d, obj, alloc);
     /* A round is to last four times as long as the answers, writes and all. */
     set_bandwidth(m.qts, 2 * MiB, 1);
     /* The first one is to last, or the bandwidth is not known behind it. */
@@ -1805,8 +1810,7 @@ static void test_migrate_last(void *obj, void *data, QGuestAllocator *alloc)
     Misc m;
     int i;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
+    start_both(&m, &d, obj, alloc);
     set_bandwidth(m.qts, 4 * MiB, 500);
     qtest_memset(m.qts, AREA + 8 * MiB, 0x44, 8 * MiB);
     offer(&m);
@@ -1836,8 +1840,7 @@ static void test_migrate_stale(void *obj, void *data, QGuestAllocator *alloc)
     Misc m;
     int i;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
+    start_both(&m, &d, obj, alloc);
     set_bandwidth(m.qts, 2 * MiB, 1);
     offer(&m);
     migrate(m.qts, d.uri);
@@ -2549,8 +2552,7 @@ static void test_migrate_state(void *obj, void *data, QGuestAllocator *alloc)
     QDict *rsp;
     Misc m;
 
-    misc_init(&m, obj, alloc, 3, FEATURES);
-    start_destination(&d, qos_get_current_command_line());
+    start_both(&m, &d, obj, alloc);
     check_works(&m);
     offer(&m);
     ask(&m);
