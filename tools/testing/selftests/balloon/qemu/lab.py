@@ -414,19 +414,26 @@ class Job:
         self.path = f"/tmp/job{next(self.numbers)}"
         inner = shlex.quote(f"echo $$ > {self.path}.pid; exec {script}")
         guest.sh(f"""
-            : > {self.path}.pid > {self.path}.rc
+            : > {self.path}.pid > {self.path}.rc > {self.path}.out
             ( sh -c {inner} > {self.path}.out 2>&1
               echo $? > {self.path}.rc ) > /dev/null 2>&1 < /dev/null &""")
-        self._wait("pid", 30)
+        # Ask nothing more of the guest: the command may be to suspend it, which loses requests.
 
     def _read(self, suffix: str) -> str:
         return self.guest.sh(f"cat {self.path}.{suffix}")
 
     def _wait(self, suffix: str, timeout: float) -> str:
         """Wait for the number in one of the files. The guest has a load: let it not wait itself."""
-        if not self.guest.until(lambda: self._read(suffix).endswith("\n"), timeout, 0.02):
+        text = ""
+
+        def written() -> bool:
+            nonlocal text
+            text = self._read(suffix)
+            return text.endswith("\n")
+
+        if not self.guest.until(written, timeout, 0.02):
             raise LabError(f"{self.guest.name}: '{self.script}' takes over {timeout} s")
-        return self._read(suffix).strip()
+        return text.strip()
 
     def wait_ready(self, timeout: float = 60) -> Job:
         """Wait for the command to print "ready"."""
@@ -444,10 +451,11 @@ class Job:
 
     def signal(self, sig: str) -> None:
         """Send the command a signal."""
-        self.guest.sh(f"kill -{sig} $(cat {self.path}.pid)")
+        self.guest.sh(f"kill -{sig} {self._wait('pid', 30)}")
 
     def _end(self, sig: str, timeout: float) -> int:
-        self.guest.sh(f"[ -s {self.path}.rc ] || kill -{sig} $(cat {self.path}.pid) || true")
+        pid = self._wait("pid", 30)
+        self.guest.sh(f"[ -s {self.path}.rc ] || kill -{sig} {pid} || true")
         return int(self._wait("rc", timeout))
 
     def finish(self, sig: str = "TERM", timeout: float = 60) -> str:
