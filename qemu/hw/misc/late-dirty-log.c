@@ -36,6 +36,8 @@
 #include "system/tcg.h"
 
 #define TYPE_LATE_DIRTY_LOG "x-late-dirty-log"
+/* How long a vCPU may take to the end of an instruction */
+#define WAIT_MS         1000
 OBJECT_DECLARE_SIMPLE_TYPE(LateDirtyLog, LATE_DIRTY_LOG)
 
 struct LateDirtyLog {
@@ -118,9 +120,26 @@ static void late_log_sync(MemoryListener *listener,
                   sync_word);
 }
 
-static void count_down(CPUState *cpu, run_on_cpu_data data)
+/* The ends of the instructions that the vCPUs are at */
+typedef struct Stores {
+    QemuSemaphore ended;
+    int refs;
+} Stores;
+
+static void stores_unref(Stores *s)
 {
-    qemu_sem_post(data.host_ptr);
+    if (qatomic_fetch_dec(&s->refs) == 1) {
+        qemu_sem_destroy(&s->ended);
+        g_free(s);
+    }
+}
+
+static void stores_ended(CPUState *cpu, run_on_cpu_data data)
+{
+    Stores *s = data.host_ptr;
+
+    qemu_sem_post(&s->ended);
+    stores_unref(s);
 }
 
 static void do_nothing(CPUState *cpu, run_on_cpu_data data)
@@ -129,13 +148,15 @@ static void do_nothing(CPUState *cpu, run_on_cpu_data data)
 
 /*
  * A vCPU that has set a bit may only then open its TLB entry for direct
- * stores.  Waits until each has come to the end of such an instruction.
+ * stores.  Waits until each has come to the end of such an instruction.  One
+ * that takes a second is at none: it waits for the BQL.  Who holds that may
+ * wait for this thread, if it is one that takes hints.
  */
 static void wait_for_stores(void)
 {
     int waiting = 0;
-    QemuSemaphore sem;
     CPUState *cpu;
+    Stores *s;
 
     if (!runstate_is_running()) {
         return;
@@ -146,15 +167,18 @@ static void wait_for_stores(void)
         }
         return;
     }
-    qemu_sem_init(&sem, 0);
+    s = g_new(Stores, 1);
+    s->refs = 1;
+    qemu_sem_init(&s->ended, 0);
     CPU_FOREACH(cpu) {
-        async_run_on_cpu(cpu, count_down, RUN_ON_CPU_HOST_PTR(&sem));
+        qatomic_inc(&s->refs);
+        async_run_on_cpu(cpu, stores_ended, RUN_ON_CPU_HOST_PTR(s));
         waiting++;
     }
-    while (waiting--) {
-        qemu_sem_wait(&sem);
+    while (waiting && !qemu_sem_timedwait(&s->ended, WAIT_MS)) {
+        waiting--;
     }
-    qemu_sem_destroy(&sem);
+    stores_unref(s);
 }
 
 static void late_log_clear(MemoryListener *listener,
