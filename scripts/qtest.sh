@@ -71,7 +71,7 @@ while read -r program; do
 	echo "not ok $((++n)) - $program has no test"
 	bad=1
 done < <(sed -n 's/^none //p' <<<"$tests")
-tests=$(grep -v '^none ' <<<"$tests") || { echo "not ok - no test has $part in its name"; exit 1; }
+tests=$(grep ^/ <<<"$tests") || { echo "not ok - no test has $part in its name"; exit 1; }
 
 while IFS= read -r line; do
 	case $line in
