@@ -52,11 +52,16 @@
  * RAM that one request asks for: what takes so long to be sent, if as much of
  * it is in use as was of the last window
  */
-#define WINDOW_SECONDS  8
+#define WINDOW_SECONDS  2
 #define WINDOW_MIN      (1 * GiB)
 #define WINDOW_MAX      (32 * GiB)
-/* The next window is for when less than this, or a second's worth, is left */
-#define DIRTY_AHEAD     (256 * MiB)
+/*
+ * The next window is for when less is left than is sent in this part of a
+ * second, but at least so much; more as long as the bandwidth is not known
+ */
+#define AHEAD_PART      4
+#define AHEAD_MIN       (32 * MiB)
+#define AHEAD_UNKNOWN   (256 * MiB)
 /* For how long ram_save_iterate() arms, between two looks at other things */
 #define ARM_MS          50
 /* All the waiting for the guest before the first round, in ms */
@@ -719,7 +724,9 @@ static bool unused_pages_fewer(uint64_t limit, unsigned int end)
 static bool unused_pages_running_low(bool answered)
 {
     double second = migrate_get_current()->pages_per_second * TARGET_PAGE_SIZE;
-    uint64_t limit = MAX(DIRTY_AHEAD, second), expected;
+    uint64_t limit = second > 0 ? MAX(second / AHEAD_PART, AHEAD_MIN) :
+                                  AHEAD_UNKNOWN;
+    uint64_t expected;
 
     if (answered) {
         return unused_pages_fewer(limit, unused_pages.end);

@@ -2311,6 +2311,7 @@ static void answer_gibs(Misc *m, GByteArray *msg, uint64_t word)
  */
 static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
 {
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
     g_autoptr(GByteArray) msg = g_byte_array_new();
     gint64 start;
     uint64_t end;
@@ -2318,8 +2319,8 @@ static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
 
     misc_init(&m, obj, alloc, 3, FEATURES);
     offer(&m);
-    /* Slowly: 28 MiB of zero pages in a second */
-    set_bandwidth(m.qts, 64 * KiB, 1);
+    /* Slowly: 57 MiB of zero pages in a second */
+    set_bandwidth(m.qts, 128 * KiB, 1);
     migrate(m.qts, NOWHERE);
     wait_window(&m, 0);
     g_assert_cmphex(m.end, ==, 1 * GiB);
@@ -2330,11 +2331,13 @@ static void test_migrate_windows(void *obj, void *data, QGuestAllocator *alloc)
     answer_gibs(&m, msg, 1ull << 1 | 1ull << 40);
     g_assert_cmpint(grown(&m, "reported-pages"), ==, 724 * MiB / 4096);
 
-    /* When less is left than it takes to ask again, which is not now */
-    g_usleep(50000);
+    /* When less is left than it takes to ask again, not while 200 MiB are */
+    while (ram_info(m.qts, "duplicate") < 100 * MiB / 4096) {
+        pause_until(deadline, 1000);
+    }
     g_assert_cmpint(grown(&m, "requests"), ==, 1);
     wait_window(&m, 1 * GiB);
-    /* As much is left of it as 8 s take, and then some, or it is the least. */
+    /* As much is left of it as 2 s take, and then some, or it is the least. */
     g_assert_cmphex(m.end, <=, 16 * GiB);
     /* Half of each */
     add_answer(&m, msg, CONT, m.start / 4096, 0x5555555555555555, 32768);
