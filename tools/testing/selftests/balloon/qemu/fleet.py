@@ -8,7 +8,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import migrate
-from lab import GIB, MIB, PAGE, Guest, LabError, Migration, boot
+from lab import GIB, MIB, PAGE, Guest, Migration, NoEnd, boot
 
 MEMORY = 4 * GIB
 # Who has not ended by then does not end.
@@ -77,9 +77,7 @@ def move(source: Guest, target: Guest, link: Dict[str, int], speed: float) -> Bu
     try:
         moved = source.migrate_to(target, parameters=link, timeout=PATIENCE)
         info, guest = moved.info, target
-    except LabError as error:
-        if "no end of migration" not in str(error):
-            raise
+    except NoEnd:
         info, guest = source.qmp("query-migrate"), source
     ended = guest is target
     did = (count(guest) - first) / (time.monotonic() - begin)
@@ -131,12 +129,10 @@ def busy(hops: int) -> Dict[str, Any]:
     for name, link in LINKS.items():
         for title, load in LOADS.items():
             results = {mode: chain(load, mode, link, hops) for mode in migrate.MODES}
-            print(f"{title + ', ' + name:54}" + "".join(f"{mode:>12}" for mode in results))
+            migrate.heading(f"{title}, {name}", results)
             for what, of in ROWS.items():
                 of_all = statistics.mean if what.startswith("ended") else statistics.median
-                row = [of_all(map(of, some)) for some in results.values()]
-                print(f"  {what:52}" + "".join(
-                    f"{value:12,.{2 if ', s' in what else 0}f}" for value in row), flush=True)
+                migrate.row(what, [of_all(map(of, some)) for some in results.values()])
             out[f"{title}, {name}"] = {mode: [b._asdict() for b in some]
                                        for mode, some in results.items()}
     return out
@@ -146,9 +142,9 @@ def nodes() -> Dict[str, Any]:
     """Two nodes of 8 and 64 GiB, 7 GiB in use on the first; 4 GiB with postcopy enabled."""
     numa = []
     # Memory that has to be cleared first would take most of the time.
-    for node, (size, prealloc) in enumerate(((8, "on"), (64, "off"))):
-        numa += ["-object", f"memory-backend-ram,id=node{node},size={size}G,prealloc={prealloc},"
-                 "reserve=off", "-numa", f"node,memdev=node{node}" + ("" if node else ",cpus=0-1")]
+    for node, more in enumerate(("size=8G,prealloc=on", "size=64G,reserve=off")):
+        numa += ["-object", f"memory-backend-ram,id=node{node},{more}",
+                 "-numa", f"node,memdev=node{node}" + ("" if node else ",cpus=0-1")]
     hold = migrate.Load("", "", lambda guest: guest.start("balloon_mem hold 7168M").wait_ready(300))
     out: Dict[str, Any] = {}
     for title, chained in {

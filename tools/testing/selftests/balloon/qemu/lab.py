@@ -36,6 +36,8 @@ BUILD = Path(os.environ.get("BUILD") or ROOT / "build").resolve() / "lab"
 KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
 PORT = "org.balloon.lab"
 BOOT_SECONDS = 90
+# No command takes so long
+QMP_SECONDS = 300
 KVM_CREATE_VM = 0xae01
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
 
@@ -117,6 +119,10 @@ class LabError(Exception):
 
 class Skip(Exception):
     """This machine or this build cannot run the test; the text says why."""
+
+
+class NoEnd(LabError):
+    """A migration takes longer than it may, and still goes on."""
 
 
 class CommandError(LabError):
@@ -520,15 +526,23 @@ class Guest:
             sys.path.insert(0, python)
         # pylint: disable=import-error, import-outside-toplevel
         from qemu.machine.machine import QEMUMachine, QEMUMachineError  # type: ignore
+
+        class Machine(QEMUMachine):
+            """One whose monitor has to answer in time."""
+
+            def _post_launch(self) -> None:
+                super()._post_launch()
+                self._qmp.settimeout(QMP_SECONDS)
+
         setpriv = shutil.which("setpriv")
         wrapper = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         if variables:
             wrapper += ["env", *variables]
         if self.sparse:
             args = [*args, "-global", "migration.sparse-ram=on"]
-        self._vm = QEMUMachine(str(self.program), args, wrapper=wrapper, name=self.name,
-                               base_temp_dir=str(self._dir),
-                               log_dir=str(self.qemu_log.parent), qmp_timer=60)
+        self._vm = Machine(str(self.program), args, wrapper=wrapper, name=self.name,
+                           base_temp_dir=str(self._dir),
+                           log_dir=str(self.qemu_log.parent), qmp_timer=60)
         try:
             self._vm.launch()
         except QEMUMachineError as error:
@@ -636,8 +650,9 @@ class Guest:
         from qemu.qmp import QMPError  # type: ignore
         try:
             return self._vm.cmd(command, **args)
-        except QMPError as error:
-            raise LabError(f"{self.name}: {command}: {error}, see {self.qemu_log}") from error
+        except (QMPError, asyncio.TimeoutError) as error:
+            raise LabError(f"{self.name}: {command}: {str(error) or 'no answer'},"
+                           f" see {self.qemu_log}") from error
 
     def status(self) -> str:
         """The run state."""
@@ -857,7 +872,7 @@ class Guest:
                 raise LabError(f"{self.name}: migration {info['status']}: "
                                f"{info.get('error-desc', 'see ' + str(target.qemu_log))}")
             if time.monotonic() > deadline:
-                raise LabError(f"{self.name}: no end of migration: {info}")
+                raise NoEnd(f"{self.name}: no end of migration: {info}")
             if rounds > 1 and info.get("ram", {}).get("dirty-sync-count", 0) >= rounds:
                 rounds = 1
                 self.qmp("migrate-set-parameters", **{"downtime-limit": 2000})

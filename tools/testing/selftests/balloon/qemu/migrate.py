@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from lab import GIB, MIB, Guest, LabError, Migration, boot
 
@@ -123,16 +123,26 @@ def medians(results: Dict[str, List[Migration]]) -> Dict[str, Dict[str, float]]:
             for mode, moves in results.items()}
 
 
+def heading(title: str, modes: Iterable[str]) -> None:
+    """Print what is above a table."""
+    print(f"{title:46}" + "".join(f"{mode:>12}" for mode in modes))
+
+
+def row(what: str, values: Iterable[float]) -> None:
+    """Print a line of a table; of seconds the hundredths as well."""
+    print(f"  {what:44}" + "".join(f"{value:12,.{2 if ', s' in what else 0}f}"
+                                   for value in values), flush=True)
+
+
 def table(title: str, results: Dict[str, List[Migration]],
           only: Optional[List[str]] = None) -> None:
     """Print the medians of all modes side by side."""
     figures = medians(results)
-    print(f"{title:46}" + "".join(f"{mode:>12}" for mode in results))
+    heading(title, results)
     for what in only or FIGURES:
-        row = [figures[mode][what] for mode in results]
-        if any(row):
-            print(f"  {what:44}" + "".join(f"{value:12,.{2 if ', s' in what else 0}f}"
-                                           for value in row))
+        values = [figures[mode][what] for mode in results]
+        if any(values):
+            row(what, values)
     if "misc" in results:
         for what in ("time, s", "sent, MiB", "pages looked at"):
             ratio = [figures[mode][what] / max(figures["misc"][what], 1e-9) for mode in results]
